@@ -4,8 +4,8 @@
     python figures.py runs/sent runs/grpo --out figures    side by side; folders that differ in the seed only: a band
     python figures.py runs/sent --text                     sparklines and a heat map, for people without a screen
 
-Each function below is one picture: groups of runs in, a matplotlib Figure out (None: its files are missing). Figures
-are made without pyplot, whose global state a training process would keep. Entropies are in nats per token.
+Each function named in PICTURES is one picture: groups of runs in, a Figure out, or None when the files it needs are
+missing. Figures are made without pyplot, whose global state a training process would keep. Entropies are in nats.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +37,20 @@ STYLE = {
 }
 OTHER = ("#333333", "-", "o")  # a method this file has not heard of
 VARIANTS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # one method with several settings: its colour, paler
-# What does not change what is learned (a rule of the house) makes no second curve.
-NO_SETTING = {"method", "seed", "out", "device", "figures", "log_every", "log_kl", "checkpoint_every", "eval_every",
-              "keep_checkpoints", "gradient_checkpointing", "tokens_per_micro_batch", "attention"}  # fmt: skip
 TREATED = {  # what a method does to a token: colour, marker, size
     "not treated": ("#a6a6a6", "o", 14),
     "KL": ("#0072b2", "o", 26),
     "strong KL": ("#d62728", "D", 60),
     "no policy gradient": ("#000000", "x", 30),
 }
-RC = {"font.size": 14, "axes.titlesize": 15, "legend.fontsize": 13, "axes.spines.top": False, "axes.grid": True,
-      "axes.spines.right": False, "grid.alpha": 0.25, "lines.linewidth": 2.2, "svg.hashsalt": "nanosent"}  # fmt: skip
+# What does not change what is learned makes no second curve.
+NO_SETTING = {"method", "seed", "out", "device", "figures", "log_every", "log_kl", "checkpoint_every", "eval_every",
+              "keep_checkpoints", "gradient_checkpointing", "tokens_per_micro_batch", "attention"}  # fmt: skip
+LOOK = {"font.size": 14, "axes.titlesize": 15, "legend.fontsize": 13, "lines.linewidth": 2.2, "lines.markersize": 7,
+        "figure.titlesize": 18, "figure.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.alpha": 0.25, "text.parse_math": False, "svg.hashsalt": "nanosent"}  # fmt: skip
 FIT_SHARE = 0.36  # of the run, that R = -a e^H + b is fitted to
+HOT = 1.2  # nats: the darkest cell of a heat map, a choice between three or four
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -64,13 +68,24 @@ class Run:
     def series(self, key: str) -> dict[int, float]:
         """{step: value} of a metric, without the steps where it is missing, null or not finite."""
         found = {m["step"]: m.get(key) for m in self.metrics}
-        return {s: v for s, v in found.items() if v is not None and math.isfinite(v)}
+        return {step: value for step, value in found.items() if value is not None and math.isfinite(value)}
 
     def held_out(self, key: str) -> dict[int, float]:
-        """{updates made: value} of avg_at_16 or pass_at_16: the start is 0, the line of step s is s + 1."""
+        """{updates made: value} of avg_at_16 or pass_at_16: the start is at 0, the line of step s at s + 1."""
         found = {step + 1: value for step, value in self.series(f"eval_{key}").items()}
         ends = {0: self.evaluation.get("start"), self.metrics[-1]["step"] + 1: self.evaluation.get("end")}
         return dict(sorted((found | {x: e[key] for x, e in ends.items() if e and key in e}).items()))
+
+    def examples(self, count: int) -> dict[int, list[dict]]:
+        """{step: some answers to one question} at the first, middle and last stored step; one question if it can be."""
+        stored = sorted({row["step"] for row in self.samples})
+        at = {step: [row for row in self.samples if row["step"] == step]
+              for step in sorted({stored[0], stored[len(stored) // 2], stored[-1]} if stored else ())}  # fmt: skip
+        shared = set.intersection(*({row["id"] for row in rows} for rows in at.values())) if at else ()
+        for step, rows in at.items():
+            question = next((row["id"] for row in rows if row["id"] in shared), rows[0]["id"])
+            at[step] = [row for row in rows if row["id"] == question][:count]
+        return at
 
 
 @dataclass
@@ -82,36 +97,35 @@ class Group:
     style: dict
 
 
-def read(path: Path, needs: tuple[str, ...]) -> list[dict]:
-    """The objects of a JSON-lines file that have the fields `needs`; [] without the file. ValueError: a torn line."""
-    rows = []
-    for number, line in enumerate(path.open(encoding="utf-8") if path.exists() else [], 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: not JSON (torn?); repair or remove the line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object; repair or remove the line")
-        if all(name in row for name in needs):  # curriculum.jsonl opens with a header, which is no question
-            rows.append(row)
-    return rows
+def parse(text: str, where: str) -> dict:
+    """A JSON object. Raises ValueError that names `where` it should stand."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not a JSON object (torn?); repair or remove it")
+    return value
 
 
 def load(folder: Path) -> Run:
-    """Read a run folder. Raises ValueError that names the file when there is no metrics.jsonl or a file is torn."""
-    if not (folder / "metrics.jsonl").is_file():
-        raise ValueError(f"{folder}: no metrics.jsonl there; give the folder of a run, such as runs/sent")
-    metrics = read(folder / "metrics.jsonl", ("step", "entropy", "reward"))
+    """Read a run folder. Raises ValueError that names the file when there are no metrics or when one is torn."""
+
+    def lines(name: str, *needs: str) -> list[dict]:
+        text = (folder / name).read_text("utf-8", errors="replace") if (folder / name).exists() else ""
+        rows = [parse(row, f"{folder / name}, line {n}") for n, row in enumerate(text.split("\n"), 1) if row]
+        return [row for row in rows if all(field in row for field in needs)]  # curriculum.jsonl opens with a header
+
+    def whole(name: str) -> dict:
+        path = folder / name
+        return parse(path.read_text("utf-8", errors="replace"), str(path)) if path.exists() else {}
+
+    metrics = lines("metrics.jsonl", "step")
     if not metrics:
-        raise ValueError(f"{folder / 'metrics.jsonl'}: no step in it yet; draw when the run has made one")
-    objects = []
-    for name in ("config.json", "evaluation.json"):
-        try:
-            objects.append(json.loads((folder / name).read_text()) if (folder / name).exists() else {})
-        except ValueError:
-            raise ValueError(f"{folder / name}: not JSON (torn?); repair or remove the file") from None
-    samples = read(folder / "samples.jsonl", ("step", "id", "tokens", "entropy", "covariance", "kl_weight"))
-    return Run(folder, objects[0], metrics, samples, read(folder / "curriculum.jsonl", ("id", "se")), objects[1])
+        raise ValueError(f"{folder / 'metrics.jsonl'}: missing or empty; give the folder of a run, such as runs/sent")
+    samples = lines("samples.jsonl", "step", "id", "tokens", "entropy", "covariance", "kl_weight", "pg_weight")
+    curriculum = lines("curriculum.jsonl", "se", "accuracy")
+    return Run(folder, whole("config.json"), metrics, samples, curriculum, whole("evaluation.json"))
 
 
 def group(runs: list[Run]) -> list[Group]:
@@ -122,62 +136,66 @@ def group(runs: list[Run]) -> list[Group]:
     groups = []
     for method in sorted(methods, key=lambda m: list(STYLE).index(m) if m in STYLE else len(STYLE)):
         same, labels = methods[method], {}
-        names = {name for run in same for name in run.config} - NO_SETTING
-        differing = sorted(n for n in names if len({json.dumps(run.config.get(n)) for run in same}) > 1)
+        names = sorted({name for run in same for name in run.config} - NO_SETTING)
+        differing = [n for n in names if len({json.dumps(run.config.get(n)) for run in same}) > 1]
         for run in same:
-            settings = ", ".join(f"{n}={run.config.get(n)}" for n in differing)
+            given = {n: "default" if run.config.get(n) is None else run.config[n] for n in differing}
+            settings = ", ".join(f"{name}={value}" for name, value in given.items())
             labels.setdefault(f"{method} ({settings})" if settings else method, []).append(run)
         color, line, marker = STYLE.get(method, OTHER)
         for k, (label, members) in enumerate(labels.items()):
             line, marker = VARIANTS[k % len(VARIANTS)] if len(labels) > 1 else (line, marker)
-            pale = mix(color, 0.6 * k / len(labels))
-            groups.append(Group(label, members, {"color": pale, "linestyle": line, "marker": marker}))
+            style = {"color": paler(color, 0.6 * k / len(labels)), "linestyle": line, "marker": marker}
+            groups.append(Group(label, members, style))
     return groups
 
 
-def mix(color: str, share: float) -> str:
+def paler(color: str, white: float) -> str:
     """A colour with that share of white in it.
 
-    >>> mix("#000000", 0.5)
+    >>> paler("#000000", 0.5)
     '#7f7f7f'
     """
-    return "#" + "".join(f"{int(int(color[i : i + 2], 16) * (1 - share) + 255 * share):02x}" for i in (1, 3, 5))
+    return "#" + "".join(f"{int(int(color[i : i + 2], 16) * (1 - white) + 255 * white):02x}" for i in (1, 3, 5))
 
 
 # ---------------------------------------------------------------------------------------------- curves
 def canvas(title: str, rows: int = 1, cols: int = 1, size: tuple[float, float] = (13.33, 7.5), **kw):
-    """A Figure without pyplot (nothing global to leak) and its axes as a [rows, cols] array; 16:9 as a slide."""
+    """A Figure, 16:9 as a slide, and its axes as a [rows, cols] array."""
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=size, layout="constrained", dpi=140)
-    fig.suptitle(title, fontsize=18, fontweight="bold")
+    fig.suptitle(title)
     return fig, fig.subplots(rows, cols, squeeze=False, **kw)
 
 
 def smooth(values: list[float], window: int):
-    """Centred running mean; at the ends over what there is. The window is odd, so nothing shifts."""
+    """Running mean over an odd window, centred so that nothing shifts; at the ends over what there is.
+
+    >>> smooth([0.0, 3.0, 6.0, 9.0], 3).tolist()
+    [1.5, 3.0, 6.0, 7.5]
+    """
     import numpy as np
 
     ones = np.ones(window | 1)
-    half = len(ones) // 2
-    total, count = (np.convolve(x, ones)[half : half + len(values)] for x in (values, np.ones(len(values))))
+    total, count = (np.convolve(x, ones)[window // 2 :][: len(values)] for x in (values, np.ones(len(values))))
     return total / count
 
 
-def curve(ax, g: Group, series: list[dict[int, float]], window: int = 1, points: bool = False, **style) -> list[float]:
-    """One group's mean line, with a band from the lowest to the highest seed; returns the mean, [] without data."""
+def curve(ax, label: str, series: list[dict[int, float]], style: dict, window: int = 1,
+          band: bool = True) -> list[float]:  # fmt: skip
+    """One mean line over seeds with a band from the lowest to the highest; returns the line, [] without data."""
     import numpy as np
 
-    steps = sorted(set.intersection(*(set(s) for s in series)))  # seeds that got further than others wait for them
+    steps = sorted(set.intersection(*(set(s) for s in series)))  # seeds that got further wait for the others
     if not steps:
         return []
     raw = np.array([[s[x] for x in steps] for s in series])  # [seeds, steps]
     lines = np.array([smooth(values, window) for values in raw])
-    style = {**g.style, "markersize": 7, "markevery": 1 if points else max(1, len(steps) // 8), **style}
-    ax.plot(steps, lines.mean(0), label=g.label, **style)
-    if len(series) > 1:
+    ax.plot(steps, lines.mean(0), label=label, markevery=max(1, len(steps) // 8), **style)
+    if band and len(series) > 1:
         ax.fill_between(steps, lines.min(0), lines.max(0), color=style["color"], alpha=0.2, linewidth=0)
-    elif window > 1:
+    elif band and window > 1:
         ax.plot(steps, raw[0], color=style["color"], alpha=0.25, linewidth=1)
     return list(lines.mean(0))
 
@@ -187,75 +205,67 @@ def key_to(fig, ax, groups: list[Group]) -> None:
     handles, labels = ax.get_legend_handles_labels()
     seeds = {g.label: len(g.runs) for g in groups}
     labels = [f"{x} ({seeds[x]} seeds: mean, min to max)" if seeds.get(x, 1) > 1 else x for x in labels]
-    if len(groups) > 1 or max(seeds.values()) > 1:
-        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False)
-
-
-def stage_marks(ax, run: Run) -> None:
-    """Dotted lines where a run enters its next curriculum stage."""
-    stages = run.series("stage")
-    for step in [s for s in stages if s - 1 in stages and stages[s] != stages[s - 1]]:
-        ax.axvline(step, color="#888888", linestyle=":", linewidth=1.2, zorder=0)
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3) or 1, frameon=False)
 
 
 def curves(groups: list[Group]):
     """Entropy and reward of every step, avg@16 and pass@16 on held-out questions."""
     fig, axes = canvas("", 2, 2)
-    window = max(1, max(len(r.metrics) for g in groups for r in g.runs) // 40) | 1
+    window = max(len(run.metrics) for g in groups for run in g.runs) // 40 | 1
     kept = []
     for g in groups:
-        line = curve(axes[0, 0], g, [r.series("entropy") for r in g.runs], window)
-        curve(axes[0, 1], g, [r.series("reward") for r in g.runs], window)
-        kept += [f"{g.label} keeps {line[-1] / line[0]:.0%}"] if len(line) > 1 and line[0] > 0 else []
+        line = curve(axes[0, 0], g.label, [run.series("entropy") for run in g.runs], g.style, window)
+        kept += [f"{g.label} keeps {line[-1] / line[0]:.0%}"] if line and line[0] > 0 else []
+        curve(axes[0, 1], g.label, [run.series("reward") for run in g.runs], g.style, window)
         for ax, key in zip(axes[1], ("avg_at_16", "pass_at_16"), strict=True):
-            curve(ax, g, [r.held_out(key) for r in g.runs], points=True)
-            if len(g.runs) == 1:  # one run has no band: show how much the questions alone leave open
-                error = g.runs[0].held_out(f"{key}_se")
-                at = {x: y for x, y in g.runs[0].held_out(key).items() if x in error}
-                ax.errorbar(list(at), list(at.values()), [error[x] for x in at], fmt="none", ecolor=g.style["color"])
-    staged = next((r for g in groups for r in g.runs if len(set(r.series("stage").values())) > 1), None)
-    if staged:
-        stage_marks(axes[0, 1], staged)
-    of = f", running mean of {window} steps" if window > 1 else ""
-    stage = " (dotted: next curriculum stage, other questions)" if staged else ""
-    axes[0, 0].set(title="Token entropy of the policy", ylabel=f"nats per token{of}")
-    axes[0, 1].set(title="Training reward" + stage, ylabel=f"mean reward{of}")
-    axes[1, 0].set(title="Held-out avg@16: how often one answer is right", ylabel="share right")
+            curve(ax, g.label, [run.held_out(key) for run in g.runs], g.style)
+            error = g.runs[0].held_out(f"{key}_se") if len(g.runs) == 1 else {}  # no band: how sure is this one run?
+            at = {x: y for x, y in g.runs[0].held_out(key).items() if x in error}
+            ax.errorbar(list(at), list(at.values()), [error[x] for x in at], fmt="none", ecolor=g.style["color"])
+            ax.set_xlabel("step (bars: standard error over questions)" if at else ax.get_xlabel() or "step")
+    stages = next((run.series("stage") for g in groups for run in g.runs if any(run.series("stage").values())), {})
+    for step in [s for s in stages if stages[s] != stages.get(s - 1, stages[s])]:
+        axes[0, 1].axvline(step, color="#888888", linestyle=":", linewidth=1.5, zorder=0)
+    axes[0, 0].set(title="Token entropy of the policy", ylabel="nats per token", ylim=(0, None))
+    axes[0, 1].set(title="Training reward" + " (dotted: curriculum stages)" * bool(stages), ylabel="mean of the batch")
+    axes[1, 0].set(title="Held-out avg@16: is an answer right?", ylabel="share of answers")
     axes[1, 1].set(title="Held-out pass@16: is one of 16 right?", ylabel="share of questions")
-    for ax in axes.flat:
-        ax.set_xlabel("step (rollout batches)")
-        ax.set_ylim(bottom=0) if ax is axes[0, 0] else ax.margins(y=0.1)
-        if not ax.lines:
-            ax.text(0.5, 0.5, "not evaluated", transform=ax.transAxes, ha="center", color="#888888")
-    shown = "; ".join(kept[:3]) if len(kept) <= 3 else ""
-    fig.suptitle("Entropy: " + shown if shown else "Entropy, reward, and what is left of it on held-out questions",
-                 fontsize=18, fontweight="bold")  # fmt: skip
+    for ax in axes[0]:
+        ax.set_xlabel("step" + f" (running mean of {window})" * (window > 1))
+    for ax in (ax for ax in axes.flat if not ax.lines):
+        ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center")
+    few = 0 < len(kept) <= 3
+    fig.suptitle("Entropy: " + ", ".join(kept) if few else "Entropy, reward, and what held-out questions say of them")
     key_to(fig, axes[0, 0], groups)
     return fig
 
 
 def grid(groups: list[Group]):
-    """One column per method, rows entropy | avg@16 | pass@16, same axes; the other methods grey behind."""
-    fig, axes = canvas("Every method on the same axes (grey: the others)", 3, len(groups), sharex=True, sharey="row",
-                       size=(max(8, min(20, 3.2 + 1.65 * len(groups))), 8.5))  # fmt: skip
-    rows = (("entropy", "entropy\n(nats per token)"), ("avg_at_16", "held-out\navg@16"), ("pass_at_16", "held-out\npass@16"))
-    for row, (key, name) in zip(axes, rows, strict=True):
+    """One column per method; rows entropy | avg@16 | pass@16; all on the same axes, the other methods grey behind."""
+    fig, axes = canvas("Each method against all others (grey), on the same axes", 3, len(groups), sharex=True,
+                       sharey="row", size=(max(9, min(20, 3.2 + 1.65 * len(groups))), 8.5))  # fmt: skip
+    rows = {"entropy": "entropy\n(nats per token)", "avg_at_16": "held-out\navg@16", "pass_at_16": "held-out\npass@16"}
+    grey = {"color": "#cccccc", "linestyle": "-", "linewidth": 1, "zorder": 0}
+    white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    for row, (key, name) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(name)
+        window = 5 if key == "entropy" else 1
         for g in groups:
-            series = [r.series(key) if key == "entropy" else r.held_out(key) for r in g.runs]
+            series = [run.series(key) if key == "entropy" else run.held_out(key) for run in g.runs]
             for ax, own in zip(row, groups, strict=True):
-                grey = {} if own is g else {"color": "#cccccc", "linestyle": "-", "marker": "", "linewidth": 1, "zorder": 0}
-                line = curve(ax, g, series if own is g else series[:1], 5 if key == "entropy" else 1, key != "entropy", **grey)
-                if own is g and line:
-                    ax.annotate(f"{line[-1]:.2f}", (0.96, 0.05), xycoords="axes fraction", ha="right", fontweight="bold",
-                                color=g.style["color"])  # fmt: skip
+                if own is not g:
+                    curve(ax, g.label, series, grey, window, band=False)
+                elif line := curve(ax, g.label, series, g.style, window):
+                    ax.annotate(f"{line[-1]:.2f}", (0.97, 0.05), xycoords="axes fraction", ha="right", bbox=white,
+                                fontweight="bold", color=g.style["color"])  # fmt: skip
     axes[0, 0].set_ylim(bottom=0)
     for ax, g in zip(axes[0], groups, strict=True):
-        name = "\n".join(textwrap.wrap(g.label.replace("_", " "), 11, break_long_words=False))
-        ax.set_title(name, color=g.style["color"], fontsize=14, fontweight="bold")
+        name = textwrap.wrap(g.label.replace("_", " "), 11 if len(groups) > 4 else 40)
+        ax.set_title("\n".join(name), color=g.style["color"], fontsize=14, fontweight="bold")
     for ax in axes.flat:
         ax.locator_params(axis="x", nbins=2)
-    fig.supxlabel("step (rollout batches); the number in a panel is its last value", fontsize=14)
+    fig.align_ylabels()
+    fig.supxlabel("step; the number in a panel is its last value", fontsize=14)
     return fig
 
 
@@ -263,24 +273,23 @@ def covariance(groups: list[Group]):
     """sum of lr * mean Cov against the entropy lost: dH ~ -eta Cov(log pi, A) (arXiv 2505.22617)."""
     import numpy as np
 
-    fig, axes = canvas("What covariance predicts, entropy pays: a straight line while the theory holds")
+    fig, axes = canvas("Does covariance predict the loss of entropy?  A straight line says yes")
     for g in groups:
-        for run in g.runs:
-            cov, lr, entropy = (run.series(key) for key in ("cov_mean", "lr", "entropy"))
-            steps = sorted(set(cov) & set(lr) & set(entropy))
-            if len(steps) < 2:
-                continue
-            pushed = np.cumsum([0] + [lr[s] * cov[s] for s in steps[:-1]])  # before step s: the updates of steps < s
-            lost = np.array([entropy[steps[0]] - entropy[s] for s in steps])
-            slope = pushed @ lost / max(pushed @ pushed, 1e-30)
-            label = f"{g.label}: slope {slope:.3g}" if run is g.runs[0] else None
-            style = {**g.style, "markevery": max(1, len(steps) // 10), "markersize": 7}
-            axes[0, 0].plot(pushed, lost, label=label, **style)
-            axes[0, 0].plot(pushed, slope * pushed, color=g.style["color"], linewidth=0.8, alpha=0.6)
+        both = [[run.series(key) for key in ("cov_mean", "lr", "entropy")] for run in g.runs]
+        steps = sorted(set.intersection(*(set(s) for series in both for s in series)))
+        if len(steps) < 2:
+            continue
+        # H of step s is measured before its update: it has felt the pushes of the steps before s
+        pushed = np.mean([np.cumsum([0] + [lr[s] * cov[s] for s in steps[:-1]]) for cov, lr, _ in both], 0)
+        lost = np.mean([smooth([h[steps[0]] - h[s] for s in steps], len(steps) // 40) for _, _, h in both], 0)
+        slope = pushed @ lost / max(pushed @ pushed, 1e-30)
+        axes[0, 0].plot(pushed, lost, label=f"{g.label}: slope {slope:.3g}", markevery=len(steps) // 10 or 1, **g.style)
+        axes[0, 0].plot(pushed, slope * pushed, color=g.style["color"], linewidth=1, alpha=0.6)
+    axes[0, 0].set_xlabel("cumulative covariance  Σ lr · mean Cov(log π, A)  (nats)")
+    axes[0, 0].set_ylabel("entropy lost  H₀ − H  (nats per token)")
     if not axes[0, 0].lines:
         return None
-    axes[0, 0].set(xlabel="cumulative covariance  Σ lr · mean Cov(log π, A)   (nats)", ylabel="entropy lost  H₀ − H   (nats per token)")
-    axes[0, 0].legend(title="thin: least squares through 0 (Adam, not SGD: no slope of 1)", frameon=False)
+    axes[0, 0].legend(title="thin: least squares through 0 (with Adam, not 1)", frameon=False, alignment="left")
     return fig
 
 
@@ -298,34 +307,37 @@ def fit(entropy, reward) -> tuple[float, float]:
 
 
 def r_squared(truth, predicted) -> float:
-    """1 - residual / total sum of squares; below 0: worse than the mean. nan when the truth does not vary."""
-    import numpy as np
-
-    total = ((np.asarray(truth) - np.mean(truth)) ** 2).sum()
-    return float(1 - ((np.asarray(truth) - predicted) ** 2).sum() / total) if total else math.nan
+    """1 - residual / total sum of squares. Below 0: worse than the mean. nan when the truth does not vary."""
+    total = ((truth - truth.mean()) ** 2).sum()
+    return float(1 - ((truth - predicted) ** 2).sum() / total) if total else math.nan
 
 
 def reward_entropy(groups: list[Group]):
     """Reward against entropy: fitted on the first part of the run, how well is the rest predicted?"""
     import numpy as np
 
-    groups = [g for g in groups if len(g.runs[0].metrics) >= 6][:2]
-    if not groups:
+    found = []
+    for g in groups[:2]:
+        points = [(m["step"], m.get("entropy"), m.get("reward")) for run in g.runs for m in run.metrics]
+        step, h, r = np.array(points, float).T  # null becomes nan
+        step, h, r = (x[np.isfinite(h + r)] for x in (step, h, r))
+        early = step < FIT_SHARE * (step.max(initial=0) + 1)
+        if len(set(h[early])) > 1 and not early.all():
+            found.append((g.label, step, h, r, early))
+    if not found:
         return None
     fig, axes = canvas(f"Is reward bought with entropy?  R = −a·eᴴ + b, fitted on the first {FIT_SHARE:.0%} of the run",
-                       1, len(groups), sharex=True, sharey=True)  # fmt: skip
-    for ax, g in zip(axes[0], groups, strict=True):
-        step, h, r = (np.array(x) for x in zip(*[(m["step"], m["entropy"], m["reward"]) for run in g.runs
-                                                 for m in run.metrics], strict=True))  # fmt: skip
-        early = step < FIT_SHARE * (step.max() + 1)
+                       1, len(found), sharex=True, sharey=True)  # fmt: skip
+    for ax, (label, step, h, r, early) in zip(axes[0], found, strict=True):
         a, b = fit(h[early], r[early])
-        seen, rest = (r_squared(r[part], b - a * np.exp(h[part])) for part in (early, ~early))
-        dots = ax.scatter(h, r, c=step, cmap="viridis_r", s=26, alpha=0.8, linewidths=0)
-        for part, line, what, r2 in ((early, "-", "fit", seen), (~early, "--", "prediction", rest)):
+        dots = ax.scatter(h, r, c=step, cmap="viridis_r", s=26, alpha=0.8, linewidths=0, rasterized=True)
+        for part, line, what in ((early, "-", "fit"), (~early, "--", "prediction")):
             x = np.linspace(h[part].min(), h[part].max(), 100)
+            r2 = r_squared(r[part], b - a * np.exp(h[part]))
             ax.plot(x, b - a * np.exp(x), color="black", linestyle=line, linewidth=2.5, label=f"{what}: R² = {r2:.2f}")
-        ax.set(title=f"{g.label}:  a = {a:.2f},  b = {b:.2f}", xlabel="token entropy H (nats)", ylabel="training reward")
-        ax.legend(loc="lower left")
+        ax.set(title=f"{label}:  a = {a:.2f},  b = {b:.2f}", xlabel="token entropy H (nats)")
+        ax.legend(loc="best")
+    axes[0, 0].set_ylabel("training reward")
     axes[0, 0].invert_xaxis()  # the run goes from left to right
     fig.colorbar(dots, ax=axes[0, -1], label="step")
     return fig
@@ -333,75 +345,58 @@ def reward_entropy(groups: list[Group]):
 
 def pass_at_k(groups: list[Group]):
     """pass@k for k = 1 ... 64 before and after: does the base cross the trained policy?"""
-    import numpy as np
-
-    fig, axes = canvas("pass@k before and after: where does the base overtake?")
-    ax, base = axes[0, 0], None
+    fig, axes = canvas("pass@k before and after: does the base overtake?")
+    ax, ks = axes[0, 0], set()
+    base = {"color": "black", "linestyle": "-", "marker": "*", "linewidth": 3, "markersize": 12}
     for g in groups:
-        both = [(r.evaluation.get("start") or {}, r.evaluation.get("end") or {}) for r in g.runs]
-        both = [(s["pass_at_k"], e["pass_at_k"]) for s, e in both if "pass_at_k" in s and "pass_at_k" in e]
-        if not both:
-            continue
-        ks = sorted(map(int, set.intersection(*(set(s) & set(e) for s, e in both))))
-        start, end = (np.array([[pair[i][str(k)] for k in ks] for pair in both]) for i in (0, 1))
-        base = base or ax.plot(ks, start.mean(0), color="black", linewidth=3, marker="*", markersize=11, label="base (before)")
-        ax.plot(ks, end.mean(0), label=g.label, markersize=8, **g.style)
-        ax.fill_between(ks, end.min(0), end.max(0), color=g.style["color"], alpha=0.15, linewidth=0)
-    if base is None:
-        return None
+        both = [[(run.evaluation.get(when) or {}).get("pass_at_k", {}) for run in g.runs] for when in ("start", "end")]
+        start, end = ([{int(k): p for k, p in found.items()} for found in runs] for runs in both)
+        if not ks:
+            curve(ax, "base, before", start, base)
+        curve(ax, g.label, end, g.style)
+        ks |= set.union(*(set(found) for found in start + end))
     ax.set_xscale("log", base=2)
     ax.set(xlabel="k, answers drawn per question", ylabel="pass@k: share of held-out questions with a right one")
-    ax.set_xticks(ks, [str(k) for k in ks])
+    ax.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
     key_to(fig, ax, groups)
-    return fig
+    return fig if ks else None
 
 
 def semantic_entropy(groups: list[Group]):
     """Histogram of the questions' semantic entropy, coloured by the stage they are trained in."""
     import numpy as np
 
-    run = next((r for g in groups for r in g.runs if r.curriculum), None)
+    run = next((run for g in groups for run in g.runs if run.curriculum), None)
     if run is None:
         return None
     order = sorted(run.curriculum, key=lambda q: q["se"])  # stable: the file's order among equals
-    n = run.config.get("stages") or max(run.series("stage").values(), default=0) + 1
+    n = min(len(order), run.config.get("stages") or max(run.series("stage").values(), default=0) + 1)
     parts = [order[k * len(order) // n : (k + 1) * len(order) // n] for k in range(n)]
-    fig, axes = canvas(f"{len(order)} questions by semantic entropy: trained from left (the base is sure) to right (it is not)")
-    labels = []
-    for k, part in enumerate(parts):
-        right = [q["accuracy"] for q in part if q.get("accuracy") is not None]
-        labels.append(f"stage {k + 1}: {part[0]['se']:.2f} to {part[-1]['se']:.2f} nats"
-                      + (f", base {np.mean(right):.0%} right" if right else "") if part else f"stage {k + 1}: empty")  # fmt: skip
-    shades = [mix("#08306b", 0.75 * (1 - k / max(1, n - 1))) for k in range(n)]
-    bins = np.linspace(0, max(0.1, order[-1]["se"]) * 1.001, 33)
+    fig, axes = canvas(f"{len(order)} questions by semantic entropy: from left (the base is sure) to right (it is not)")
+    labels = [f"stage {k}: {part[0]['se']:.2f} to {part[-1]['se']:.2f} nats, base "
+              f"{np.mean([q['accuracy'] for q in part]):.0%} right" for k, part in enumerate(parts, 1)]  # fmt: skip
+    shades = [paler("#08306b", 0.75 * (1 - k / max(1, n - 1))) for k in range(n)]
+    half = max(0.1, order[-1]["se"]) / 64
+    bins = np.arange(-half, order[-1]["se"] + 2 * half, 2 * half)  # 0 in the middle of a bar
     axes[0, 0].hist([[q["se"] for q in part] for part in parts], bins, stacked=True, color=shades, label=labels,
                     edgecolor="white", linewidth=0.8)  # fmt: skip
     for part in parts[1:]:
-        axes[0, 0].axvline(part[0]["se"], color="black", linestyle=":", linewidth=1.5) if part else None
-    samples = len(order[0].get("clusters", []))
-    axes[0, 0].set(xlabel="semantic entropy of the base's answers (nats)" + f", {samples} answers each" * bool(samples),
-                   ylabel="questions")  # fmt: skip
-    axes[0, 0].legend(title="dotted: stage boundaries, cut by rank", loc="upper right", framealpha=0.95)
+        axes[0, 0].axvline(part[0]["se"], color="black", linestyle=":", linewidth=1.5)
+    answers = f", {len(order[0]['clusters'])} each" if "clusters" in order[0] else ""
+    axes[0, 0].set(xlabel=f"semantic entropy of the base's answers{answers} (nats)", ylabel="questions")
+    axes[0, 0].legend(title="dotted: where a stage begins (cut by rank)", loc="upper right", framealpha=0.95)
     return fig
 
 
 # ---------------------------------------------------------------------------------------------- tokens
 def treatments(rows: list[dict]) -> list[list[str]]:
-    """What was done to each token of some samples of one step: a key of TREATED."""
-    weights = [w for row in rows for w in row["kl_weight"] if w > 0]
-    least = min(weights, default=0.0)
+    """What was done to each token of the samples of one step: a key of TREATED."""
+    least = min((w for row in rows for w in row["kl_weight"] if w > 0), default=0.0)
 
     def name(kl: float, pg: float) -> str:
         return "strong KL" if kl > least else "KL" if kl > 0 else "not treated" if pg else "no policy gradient"
 
-    return [[name(*w) for w in zip(row["kl_weight"], row.get("pg_weight") or [1] * len(row["tokens"]), strict=True)]
-            for row in rows]  # fmt: skip
-
-
-def steps_of(run: Run) -> list[int]:
-    """First, middle and last step with stored samples (fewer when there are fewer)."""
-    stored = sorted({row["step"] for row in run.samples})
-    return sorted({stored[0], stored[len(stored) // 2], stored[-1]}) if stored else []
+    return [[name(*w) for w in zip(row["kl_weight"], row["pg_weight"], strict=True)] for row in rows]
 
 
 def tokens(groups: list[Group]):
@@ -418,20 +413,19 @@ def tokens(groups: list[Group]):
         samples = g.runs[0].samples
         step = next((s["step"] for s in samples if any(s["covariance"])), samples[0]["step"])  # a batch that teaches
         batch = [s for s in samples if s["step"] == step]
-        points = {}
-        for row, names in zip(batch, treatments(batch), strict=True):
-            for t, name in enumerate(names):
-                points.setdefault(name, []).append((row["entropy"][t], row["covariance"][t]))
-        for name, (color, marker, size) in TREATED.items():
-            if name in points:
-                seen[name] = ax.scatter(*zip(*points[name], strict=True), c=color, marker=marker, s=size, alpha=0.7,
-                                        linewidths=1.5 if marker == "x" else 0, rasterized=True)  # fmt: skip
-        ax.set_title(f"{g.label}, step {step}\n{len(points.get('not treated', []))} of {sum(map(len, points.values()))} "
-                     "tokens left alone", color=g.style["color"])  # fmt: skip
+        points = [(name, h, cov) for s, names in zip(batch, treatments(batch), strict=True)
+                  for name, h, cov in zip(names, s["entropy"], s["covariance"], strict=True)]  # fmt: skip
+        for treated, (color, marker, size) in TREATED.items():
+            if some := [(h, cov) for name, h, cov in points if name == treated]:
+                seen[treated] = ax.scatter(*zip(*some, strict=True), c=color, marker=marker, s=size, alpha=0.7,
+                                           linewidths=1.5 * (marker == "x"), rasterized=True)  # fmt: skip
+        touched = sum(name != "not treated" for name, *_ in points)
+        ax.set_title(f"{g.label}, step {step}\nKL or mask on {touched} of {len(points)}", color=g.style["color"])
         ax.set_yscale("symlog", linthresh=0.1)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_xlabel("token entropy (nats)")
     for ax in axes.flat[len(groups) :]:
         ax.set_visible(False)
-    fig.supxlabel("token entropy (nats)", fontsize=14)
     fig.supylabel("covariance of log π and advantage (symlog)", fontsize=14)
     fig.legend(seen.values(), seen, loc="outside lower center", ncols=len(seen), frameon=False, markerscale=1.5)
     return fig
@@ -443,33 +437,22 @@ def visible(token: str) -> str:
     >>> visible("a\\n"), visible("\\x1b[2J"), visible("<|endoftext|>")
     ('a↵', '·[2J', '■')
     """
-    if token.startswith("<") and token.endswith(">"):
+    if re.fullmatch(r"</?\|?\w+\|?>", token):
         return "■"
     return "".join("↵" if c == "\n" else c if c.isprintable() else "·" for c in token) or "·"
 
 
-def examples(run: Run, steps: list[int], count: int) -> dict[int, list[dict]]:
-    """{step: a few answers to one question}: the same question at every step where the samples allow."""
-    at = {step: [row for row in run.samples if row["step"] == step] for step in steps}
-    shared = set.intersection(*({row["id"] for row in rows} for rows in at.values()))
-    chosen = {}
-    for step, rows in at.items():
-        question = next((row["id"] for row in rows if row["id"] in shared), rows[0]["id"])
-        chosen[step] = [row for row in rows if row["id"] == question][:count]
-    return chosen
-
-
-def wrap(row: dict, width: int, lines: int) -> list[tuple[int, int, int]]:
-    """Where each token of an answer goes on a grid of characters: (line, column, token index), at most `lines` lines."""
+def wrap(row: dict, width: int, lines: int) -> list[tuple[int, int, str, int]]:
+    """An answer's tokens on a grid of characters: (line, column, what is drawn, index), at most `lines` lines."""
     places, line, column = [], 0, 0
     for t, token in enumerate(row["tokens"]):
-        size = len(visible(token))
-        if column and column + size > width:
+        shown = visible(token)[:width]
+        if column + len(shown) > width:
             line, column = line + 1, 0
         if line == lines:
             break
-        places.append((line, column, t))
-        column += size
+        places.append((line, column, shown, t))
+        column += len(shown)
     return places
 
 
@@ -477,27 +460,24 @@ def answer_cells(ax, row: dict, names: list[str], top: float, width: int, font: 
     """Draw one answer's tokens as coloured cells from the line `top` down; returns the first free line."""
     from matplotlib.patches import Rectangle
 
-    places, line = wrap(row, width, 4), 0
-    for line, column, t in places:
-        text, y = visible(row["tokens"][t]), top + line * 1.3
-        fill = color_of(row["entropy"][t])
-        size = min(len(text), width - column)
-        ax.add_patch(Rectangle((column, y), size, 1, facecolor=fill, edgecolor="white", linewidth=0.5))
-        dark = 0.3 * fill[0] + 0.59 * fill[1] + 0.11 * fill[2] < 0.55
-        ax.text(column + size / 2, y + 0.5, text[:size], ha="center", va="center", family="monospace", fontsize=font,
-                color="white" if dark else "black", parse_math=False)  # fmt: skip
-        if names[t] in ("KL", "strong KL", "no policy gradient"):
+    line = 0
+    for line, x, shown, t in wrap(row, width, 4):
+        size, y, fill = len(shown), top + line * 1.3, color_of(row["entropy"][t])
+        ink = "white" if 0.3 * fill[0] + 0.59 * fill[1] + 0.11 * fill[2] < 0.55 else "black"
+        ax.add_patch(Rectangle((x, y), size, 1, facecolor=fill, edgecolor="white", linewidth=0.5))
+        ax.text(x + size / 2, y + 0.5, shown, ha="center", va="center", family="monospace", fontsize=font, color=ink)
+        if names[t] != "not treated":
             thick = 0.17 if names[t] == "strong KL" else 0.06
-            ax.add_patch(Rectangle((column + 0.08, y + 1.02), size - 0.16, thick, color=TREATED[names[t]][0]))
+            ax.add_patch(Rectangle((x + 0.08, y + 1.02), size - 0.16, thick, color=TREATED[names[t]][0]))
         if row.get("fork") and row["fork"][t]:
-            ax.plot(column + size / 2, y - 0.1, marker="v", color="black", markersize=font / 2.6, clip_on=False)
-    ax.text(width + 0.4, top + 0.5, "✓" if row.get("reward") else "✗", fontsize=font + 2, va="center", fontweight="bold",
-            color="#007a33" if row.get("reward") else "#b00000")  # fmt: skip
+            ax.plot(x + size / 2, y - 0.1, marker="v", color="black", markersize=font / 2.6, clip_on=False)
+    mark, color = ("✓", "#007a33") if row.get("reward") else ("✗", "#b00000")
+    ax.text(width + 0.4, top + 0.5, mark, fontsize=font + 2, va="center", fontweight="bold", color=color)
     return top + (line + 1) * 1.3 + 0.35
 
 
 def heatmap(groups: list[Group]):
-    """Answers before, during and after: every token a cell coloured by its entropy, its treatment below, forks above."""
+    """Answers before, during and after: a token is a cell coloured by its entropy; treatment below, forks above."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -506,31 +486,28 @@ def heatmap(groups: list[Group]):
     groups = [g for g in groups if g.runs[0].samples][:2]  # more than two would not be legible
     if not groups:
         return None
-    width = (76, 42)[len(groups) - 1]
-    deep = max(len(steps_of(g.runs[0])) for g in groups)
+    shown = [g.runs[0].examples(3) for g in groups]
+    longest = max(sum(len(visible(t)) for t in row["tokens"]) for at in shown for rows in at.values() for row in rows)
+    width = min(longest, (76, 42)[len(groups) - 1])
+    font = min(20, 12 / len(groups) / (width + 3) / 0.602 * 72)  # a monospaced character is 0.602 em wide
     fig, axes = canvas("Where is the policy unsure?  Answers to a question before, during and after training",
-                       deep, len(groups), size=(13.33, 1.6 + 2.4 * deep))  # fmt: skip
-    scale = ScalarMappable(Normalize(0, 1.2, clip=True), colormaps["YlOrRd"])
-    font = 13.33 / len(groups) / (width + 3) / 0.602 * 72 * 0.9
-    for col, g in zip(axes.T, groups, strict=True):
-        run = g.runs[0]
-        for ax, (step, rows) in zip(col, examples(run, steps_of(run), 3).items(), strict=False):
-            batch = [row for row in run.samples if row["step"] == step]
-            names = [n for row, n in zip(batch, treatments(batch), strict=True) if row in rows]
-            y = 0.0
-            for row, name in zip(rows, names, strict=True):
-                y = answer_cells(ax, row, name, y, width, min(font, 20), scale.to_rgba)
-            mean = run.series("entropy").get(step)
-            ax.set_title(f"{g.label}, step {step}" + (f", H = {mean:.2f} nats" if mean is not None else "")
-                         + f":  {textwrap.shorten(visible(rows[0].get('prompt', '')), 40)}", loc="left", parse_math=False)  # fmt: skip
+                       max(map(len, shown)), len(groups), size=(13.33, 1.6 + 2.4 * max(map(len, shown))))  # fmt: skip
+    scale = ScalarMappable(Normalize(0, HOT, clip=True), colormaps["OrRd"])
+    for ax in axes.flat:
+        ax.axis("off")
+    for col, g, at in zip(axes.T, groups, shown, strict=True):
+        for ax, (step, rows) in zip(col, at.items(), strict=False):
+            batch, y = [row for row in g.runs[0].samples if row["step"] == step], 0.0
+            for row, names in zip(batch, treatments(batch), strict=True):
+                y = answer_cells(ax, row, names, y, width, font, scale.to_rgba) if row in rows else y
+            mean, prompt = g.runs[0].series("entropy").get(step, math.nan), visible(rows[0].get("prompt", ""))
+            question = prompt if len(prompt) < 30 else f"question {rows[0]['id']}"
+            ax.set_title(f"{g.label}, step {step}, H = {mean:.2f} nats:  {question}", loc="left")
             ax.set(xlim=(0, width + 2), ylim=(max(y, 4), -0.4))
-        for ax in col:
-            ax.axis("off")
-    fig.colorbar(scale, ax=axes, label="token entropy (nats)", shrink=0.8, pad=0.01)
-    marks = [Line2D([], [], color="black", marker="v", linestyle="", label="a fork: a choice the task knows of"),
-             Line2D([], [], color=TREATED["KL"][0], linewidth=2, label="KL"),
-             Line2D([], [], color=TREATED["strong KL"][0], linewidth=6, label="strong KL"),
-             Line2D([], [], color="black", linewidth=2, label="no policy gradient")]  # fmt: skip
+    fig.colorbar(scale, ax=axes, label="token entropy (nats)", shrink=0.8, pad=0.01, extend="max")
+    marks = [Line2D([], [], color="black", marker="v", linestyle="", label="a fork: a choice the task knows of")]
+    marks += [Line2D([], [], color=TREATED[name][0], linewidth=2 + 4 * (name == "strong KL"), label=name)
+              for name in list(TREATED)[1:]]  # fmt: skip
     fig.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
     return fig
 
@@ -553,37 +530,32 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BARS[int((m - low) / span * 7.99) if span else 0] for m in means)
 
 
+def text_cells(row: dict, width: int, color: bool) -> str:
+    """One answer for the terminal: entropy as background and forks underlined; without colour, bars below it."""
+    out: dict[int, list[str]] = {}
+    for line, _, shown, t in wrap(row, width, 8):
+        level = min(7, int(row["entropy"][t] / HOT * 8))
+        fork = "4;" if row.get("fork") and row["fork"][t] else ""
+        cells = out.setdefault(line, ["  ", "" if color else "\n  "])
+        cells[0] += f"\x1b[{fork}30;48;5;{HEAT[level]}m{shown}\x1b[0m" if color else shown
+        cells[1] += "" if color else (BARS[level] if level else " ") * len(shown)
+    return "\n".join("".join(cells).rstrip() for cells in out.values())
+
+
 def text(runs: list[Run], width: int, color: bool) -> str:
-    """Sparklines of each run, and tokens by entropy: background colours, or bars under the text without colour."""
+    """Sparklines of each run, and some answers with their tokens marked by entropy, `width` characters wide."""
     out = []
     for run in runs:
         out.append(f"{run.folder}  {len(run.metrics)} steps")
-        for name, values in (("entropy (nats)", run.series("entropy")), ("reward", run.series("reward")),
+        for name, series in (("entropy (nats)", run.series("entropy")), ("reward", run.series("reward")),
                              ("held-out avg@16", run.held_out("avg_at_16"))):  # fmt: skip
-            if values := list(values.values()):
+            if values := list(series.values()):
                 line = sparkline(values, max(8, width - 36))
                 out.append(f"  {name:<16}{values[0]:6.3f} {line} {values[-1]:.3f}")
-        for step, rows in examples(run, steps_of(run), 2).items() if run.samples else ():
-            out.append(f"  step {step}: {textwrap.shorten(visible(rows[0].get('prompt', '')), max(20, width - 14))}")
-            for row in rows:
-                out += ["  " + line for line in text_cells(row, max(8, width - 4), color)]
+        for step, rows in run.examples(2).items():
+            prompt = textwrap.shorten(visible(rows[0].get("prompt", "")), max(20, width - 14))
+            out += [f"  step {step}: {prompt}", *(text_cells(row, max(8, width - 4), color) for row in rows)]
     return "\n".join(out)
-
-
-def text_cells(row: dict, width: int, color: bool) -> list[str]:
-    """One answer as lines for the terminal; a fork is underlined (with colour) or marked ^ (without)."""
-    lines: dict[int, list[str]] = {}
-    for line, _, t in wrap(row, width, 8):
-        shown, level = visible(row["tokens"][t])[:width], min(7, int(row["entropy"][t] / 1.2 * 8))
-        fork = bool(row.get("fork") and row["fork"][t])
-        if color:
-            lines.setdefault(line, [""])[0] += f"\x1b[{'4;' * fork}30;48;5;{HEAT[level]}m{shown}\x1b[0m"
-        else:
-            cells = lines.setdefault(line, ["", ""])
-            cells[0] += shown
-            cells[1] += ("^" if fork else BARS[level] if level else " ") * len(shown)
-    verdict = "right" if row.get("reward") else "wrong"
-    return [part for line in lines.values() for part in line] + [f"({verdict})"]
 
 
 # ---------------------------------------------------------------------------------------------- main
@@ -596,20 +568,18 @@ def draw(folders: list[Path], out: Path) -> list[Path]:
     Raises ValueError that names the file when a folder has no metrics.jsonl or a file is torn.
     """
     groups = group([load(Path(folder)) for folder in folders])
-    import warnings
-
     import matplotlib
 
     paths = []
     out.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(RC), warnings.catch_warnings():
+    with matplotlib.rc_context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a model may write what no font has: an empty box
         for picture in PICTURES:
             fig = picture(groups)
             for ending in ("png", "svg") if fig else ():
                 paths.append(out / f"{picture.__name__}.{ending}")
-                # no date: the same run gives the same file
-                fig.savefig(paths[-1], metadata={"Date": None} if ending == "svg" else None)
+                undated = {"Date": None} if ending == "svg" else None  # the same run gives the same file
+                fig.savefig(paths[-1], metadata=undated, bbox_inches="tight", pad_inches=0.2)
     return paths
 
 
@@ -618,15 +588,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders; metrics.jsonl is enough")
     parser.add_argument("--out", type=Path, help="where the pictures go [RUN/figures for one run, else figures]")
-    parser.add_argument("--text", action="store_true", help="print to the terminal instead; FORCE_COLOR=1 colours a pipe")
+    parser.add_argument("--text", action="store_true", help="print to the terminal; FORCE_COLOR=1 colours a pipe")
     args = parser.parse_args(argv)
     out = args.out or (args.folders[0] / "figures" if len(args.folders) == 1 else Path("figures"))
+    sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets "?" for bars, not a traceback
     try:
         if args.text:
             color = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
             print(text([load(folder) for folder in args.folders], shutil.get_terminal_size().columns, color))
         else:
-            print("\n".join(map(str, draw(args.folders, out))))
+            print(*draw(args.folders, out), sep="\n")
     except (ValueError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)
         return 2

@@ -57,9 +57,8 @@ def make_run(folder: Path, method: str = "sent", seed: int = 0, steps: int = 40,
     accuracy = [rng.random() for _ in range(200)]
     order = sorted(({"id": f"q{i}", "index": i, "accuracy": a, "se": round(2 * (1 - a) * rng.random() * 8) / 8,
                      "clusters": list(range(8))} for i, a in enumerate(accuracy)), key=lambda q: q["se"])  # fmt: skip
-    ks = [1, 2, 4, 8, 16, 32, 64]
-    curve = {name: {str(k): 1 - (1 - first) * k**-power for k in ks}
-             for name, first, power in (("start", 0.33, 0.7), ("end", 0.6 + rng.gauss(0, 0.01), 0.2 + 0.4 * kept))}  # fmt: skip
+    ends = (("start", 0.33, 0.7), ("end", 0.6 + rng.gauss(0, 0.01), 0.2 + 0.4 * kept))
+    curve = {name: {str(2**i): 1 - (1 - first) * 2 ** (-power * i) for i in range(7)} for name, first, power in ends}
     evaluation = {name: {"avg_at_16": c["1"], "pass_at_16": c["16"], "avg_at_16_se": 0.015, "pass_at_k": c}
                   for name, c in curve.items()}  # fmt: skip
     for name, lines in (("metrics", metrics), ("samples", samples), ("curriculum", [{"settings": {"M": 8}}, *order])):
@@ -67,3 +66,194 @@ def make_run(folder: Path, method: str = "sent", seed: int = 0, steps: int = 40,
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
+
+
+def groups_of(*folders: Path) -> list[figures.Group]:
+    return figures.group([figures.load(folder) for folder in folders])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("runs")
+    return {f"{method}{seed}": make_run(base / f"{method}{seed}", method, seed) for method, seed in
+            (("sent", 0), ("sent", 1), ("grpo", 0), ("forking_tokens", 0))}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- files
+def test_one_run_draws_every_picture_into_its_folder(runs, capsys):
+    assert figures.main([str(runs["sent0"])]) == 0
+    out = runs["sent0"] / "figures"
+    for name in NAMES:
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (out / f"{name}.svg").read_text()
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(NAMES)
+
+
+def test_several_runs_make_every_picture(runs):
+    groups = groups_of(*runs.values())
+    assert [g.label for g in groups] == ["sent", "grpo", "forking_tokens"]
+    made = {picture.__name__: picture(groups) for picture in figures.PICTURES}
+    assert None not in made.values()
+    assert len(made["grid"].axes) == 9 and len(made["tokens"].axes) == 3
+    assert sum(len(ax.collections) > 0 for ax in made["curves"].axes[:2]) == 2, "two seeds of sent: a band"
+
+
+@pytest.mark.parametrize("name, lost", [
+    ("samples.jsonl", {"tokens", "heatmap"}), ("evaluation.json", {"pass_at_k"}),
+    ("curriculum.jsonl", {"semantic_entropy"}), ("config.json", set()),
+])  # fmt: skip
+def test_a_missing_file_costs_only_its_pictures(tmp_path, name, lost):
+    run = make_run(tmp_path / "run", steps=12, rows=3)
+    (run / name).unlink()
+    assert {picture.__name__ for picture in figures.PICTURES if picture(groups_of(run)) is None} == lost
+
+
+def test_metrics_of_one_step_are_enough(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "entropy": 0.5, "reward": null}\n')
+    drawn = {path.name for path in figures.draw([tmp_path], tmp_path / "out")}
+    assert drawn == {"curves.png", "curves.svg", "grid.png", "grid.svg"}
+
+
+def test_the_same_run_gives_the_same_file(tmp_path, runs, monkeypatch):
+    monkeypatch.setattr(figures, "PICTURES", (figures.pass_at_k,))
+    first, second = (figures.draw([runs["grpo0"]], tmp_path / name) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+# ---------------------------------------------------------------------------------------------- grouping
+def test_seeds_are_one_curve_and_settings_are_not(tmp_path):
+    settings = [{"beta_low": None}, {"beta_low": None, "tokens_per_micro_batch": 1}, {"beta_low": 0.1}]
+    folders = [make_run(tmp_path / str(i), "sent", i, steps=4, rows=1, **s) for i, s in enumerate(settings)]
+    found = {g.label: len(g.runs) for g in groups_of(*folders)}
+    assert found == {"sent (beta_low=default)": 2, "sent (beta_low=0.1)": 1}
+
+
+def test_without_a_config_a_run_is_named_after_its_folder(tmp_path):
+    run = make_run(tmp_path / "mine", steps=4, rows=1)
+    (run / "config.json").unlink()
+    assert [g.label for g in groups_of(run)] == ["mine"]
+
+
+def test_every_method_has_a_look_of_its_own_also_without_colour():
+    from entropy import METHODS
+
+    assert set(METHODS) == set(figures.STYLE)
+    assert len({marker for _, _, marker in figures.STYLE.values()}) == len(METHODS)
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+def test_held_out_starts_at_zero_and_counts_updates(runs):
+    found = figures.load(runs["sent0"]).held_out("avg_at_16")
+    assert list(found) == [0, 10, 20, 30, 40] and found[0] == pytest.approx(0.33)
+
+
+def test_a_band_spans_the_seeds_and_ends_with_the_shortest():
+    ax = figures.canvas("")[1][0, 0]
+    line = figures.curve(ax, "x", [{0: 1.0, 1: 2.0, 2: 3.0}, {0: 3.0, 1: 4.0}], {"color": "#000000"})
+    assert line == [2.0, 3.0]
+    assert ax.collections[0].get_paths()[0].get_extents().extents.tolist() == [0, 1, 1, 4]
+
+
+def test_fit_recovers_a_and_b_and_predicts_the_rest(tmp_path):
+    entropy = [0.6 - 0.004 * step for step in range(100)]
+    rows = [{"step": s, "entropy": h, "reward": -0.7 * math.exp(h) + 1.6} for s, h in enumerate(entropy)]
+    assert figures.fit(entropy[:36], [row["reward"] for row in rows[:36]]) == pytest.approx((0.7, 1.6))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ax = figures.reward_entropy(groups_of(tmp_path)).axes[0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["fit: R² = 1.00", "prediction: R² = 1.00"]
+    assert "a = 0.70,  b = 1.60" in ax.get_title()
+
+
+def test_covariance_of_a_step_is_paid_for_in_the_next(tmp_path):
+    rows = [{"step": s, "entropy": 0.5 - 0.02 * s * (s - 1) / 2, "cov_mean": s, "lr": 0.01} for s in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ax = figures.covariance(groups_of(tmp_path)).axes[0]
+    assert ax.get_legend().get_texts()[0].get_text().endswith("slope 2")  # dH = -2 lr Cov, exactly
+
+
+def test_stages_are_cut_by_rank(tmp_path):
+    run = make_run(tmp_path / "run", steps=4, rows=1, stages=2)
+    lines = [{"settings": {}}] + [{"se": se, "accuracy": a} for se, a in ((0.0, 1), (0.5, 1), (1.0, 0), (1.5, 0))]
+    (run / "curriculum.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    texts = figures.semantic_entropy(groups_of(run)).axes[0].get_legend().get_texts()
+    assert [t.get_text() for t in texts] == ["stage 1: 0.00 to 0.50 nats, base 100% right",
+                                             "stage 2: 1.00 to 1.50 nats, base 0% right"]  # fmt: skip
+
+
+def test_tokens_are_named_by_their_treatment():
+    rows = [{"kl_weight": [0, 0.02, 0.2, 0], "pg_weight": [1, 1, 1, 0]}, {"kl_weight": [0.2], "pg_weight": [1]}]
+    assert figures.treatments(rows) == [["not treated", "KL", "strong KL", "no policy gradient"], ["strong KL"]]
+
+
+def test_examples_keep_to_one_question_where_they_can(runs):
+    run = figures.load(runs["sent0"])
+    run.samples = [{"step": s, "id": q} for s, q in ((0, "a"), (0, "b"), (5, "b"), (5, "b"), (9, "c"), (9, "b"))]
+    assert {step: [row["id"] for row in rows] for step, rows in run.examples(2).items()} == {
+        0: ["b"], 5: ["b", "b"], 9: ["b"]}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- text, hostile text
+HOSTILE = ["$\\frac$", "\x1b[31m", "", "日本", "a\nb", "�", "<|endoftext|>", "x" * 300]
+
+
+def hostile(folder: Path) -> Path:
+    """A model that writes half formulas, terminal escapes, signs no font has, and words wider than the page."""
+    n = len(HOSTILE)
+    row = {"step": 0, "id": "$_{", "prompt": "$\\frac", "tokens": HOSTILE, "entropy": [0.0, 9.0] * (n // 2),
+           "covariance": [0.1] * n, "kl_weight": [0.0] * n, "pg_weight": [1.0] * n, "fork": None}  # fmt: skip
+    folder.mkdir()
+    (folder / "samples.jsonl").write_text(json.dumps(row))
+    (folder / "metrics.jsonl").write_text('{"step": 0, "entropy": 0.5, "reward": 0.5}\n')
+    return folder
+
+
+def test_what_a_model_writes_cannot_break_a_picture_or_a_terminal(tmp_path, monkeypatch):
+    run = hostile(tmp_path / "$_{run")
+    monkeypatch.setattr(figures, "PICTURES", (figures.heatmap,))
+    assert len(figures.draw([run], tmp_path)) == 2
+    assert "\x1b" not in figures.text([figures.load(run)], 80, color=False)
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_text_fits_the_terminal(runs, width):
+    plain = figures.text([figures.load(runs["sent0"])], width, color=False).splitlines()[1:]
+    assert max(map(len, plain)) <= width
+    assert any(line.startswith("  entropy (nats)") and "█" in line for line in plain)
+    assert any("▂" in line and "=" not in line for line in plain), "bars below the tokens"
+
+
+def test_colour_only_when_there_is_a_terminal_or_it_is_forced(runs, capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert figures.main([str(runs["sent0"]), "--text"]) == 0 and "\x1b" not in capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert figures.main([str(runs["sent0"]), "--text"]) == 0 and "\x1b[4;30;48;5;" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("name, content", [
+    (None, None),  # no such folder
+    ("metrics.jsonl", None),
+    ("metrics.jsonl", ""),
+    ("metrics.jsonl", '{"step": 0, "entropy": 0.5, "reward": 1}\n{"step": 1, "ent'),
+    ("metrics.jsonl", "\x00\x01"),
+    ("samples.jsonl", "[1]"),
+    ("config.json", '{"method": "se'),
+    ("evaluation.json", "[]"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, name, content):
+    run = tmp_path / "nowhere"
+    if name:
+        run = make_run(tmp_path / "run", steps=2, rows=1)
+        (run / name).unlink() if content is None else (run / name).write_text(content)
+    assert figures.main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("figures.py: ") and error.count("\n") == 1 and (name or "nowhere") in error
+
+
+def test_help_waits_for_nothing_slow_and_drawing_leaves_no_pyplot(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "entropy": 0.5, "reward": 0.5}\n')
+    code = f"""import sys, figures; assert "matplotlib" not in sys.modules and "numpy" not in sys.modules
+figures.main([{str(tmp_path)!r}, "--text"]); assert "matplotlib" not in sys.modules
+figures.PICTURES = (figures.pass_at_k, figures.grid)
+figures.main([{str(tmp_path)!r}]); assert "matplotlib.pyplot" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
