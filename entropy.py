@@ -1,13 +1,13 @@
 """The equations, on tensors: entropy, covariance, advantages, the treatments and the one loss.
 
-Torch in, torch out. This file knows no model, no file and no rank: whoever calls it hands over the *whole* rollout
-batch (gathered over ranks), so that a quantile or a mean never depends on micro-batch size or on the number of GPUs.
+This file knows no model, no file and no rank: whoever calls it hands over the *whole* rollout batch (gathered over
+ranks), so that a quantile or a mean never depends on micro-batch size or on the number of GPUs.
 
 Shapes: Q questions, G answers each, B = Q*G rows, T response positions, V vocabulary. Masks are bool [B, T], True on
 response tokens, EOS included. Entropies and log-probabilities are in nats, at the sampling temperature.
 
-Only tensor *methods* are used (x.exp(), not torch.exp(x)): `train.py --help` reads METHODS from here and must not
-wait the 1.8 s that importing torch takes.
+Only tensor *methods* (x.exp(), not torch.exp(x)): `train.py --help` reads METHODS from here and must not wait the
+1.8 s that importing torch takes.
 """
 
 from __future__ import annotations
@@ -54,26 +54,17 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return _wide(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
-def semantic_entropy(
-    clusters: list[int],
-    logprobs: list[float] | None = None,
-    lengths: list[int] | None = None,
-    estimator: str = "frequency",
-) -> float:
-    """SE = -sum_k p_k log p_k over meaning clusters of one question's M answers, in nats (METHOD: p_k ~ sum P(o|q)).
+def semantic_entropy(clusters: list[int], logprobs: list[float] | None = None, lengths: list[int] | None = None,
+                     estimator: str = "frequency") -> float:  # fmt: skip
+    """SE = -sum_k p_k log p_k over the meaning clusters of one question's M answers, nats; p_k ~ sum_{o in C_k} P(o|q).
 
-    What each estimator is an estimate of:
-      frequency          p_k = |C_k| / M: the entropy of the answer's *meaning*, by plain Monte Carlo. Biased low (it
-                         cannot exceed log M), yet no long answer can dominate it.
-      likelihood         P(o|q) = exp(logprob): the paper's equation. It weights by likelihood *samples* that were
-                         already drawn by likelihood, so it estimates the entropy of a sharpened distribution; sequence
-                         log-probs of long answers differ by tens of nats, the likeliest takes all mass, SE -> 0
-                         whatever the answers say.
-      length_normalised  P(o|q) = exp(logprob / length): the per-token geometric mean; no probability of anything, but
-                         it does not degenerate with length.
-    Duplicated responses: every sample counts.
-
-    Args: clusters [M] ids; logprobs [M] summed over the response's tokens (nats); lengths [M] in tokens.
+    P(o|q), and so what SE is an estimate of (duplicated responses: every sample counts):
+      frequency          1 / M: the entropy of the answer's *meaning* by plain Monte Carlo. Biased low (at most log M).
+      likelihood         exp(logprob): the paper's equation. It weights by likelihood what was already sampled by
+                         likelihood: the entropy of a sharpened distribution. Log-probs of long answers differ by tens
+                         of nats, the likeliest takes all the mass, and SE -> 0 whatever the answers say.
+      length_normalised  exp(logprob / length), a per-token geometric mean: no probability, but it does not degenerate.
+    Args: clusters [M] ids; logprobs [M] summed over a response's tokens, nats; lengths [M] in tokens.
     Raises ValueError for no answers, missing or unequally long inputs, log-probs that are nan or all -inf, length < 1.
 
     >>> round(semantic_entropy([0, 0, 1, 1]), 4)  # log 2
@@ -81,29 +72,27 @@ def semantic_entropy(
     >>> semantic_entropy([0, 0, 0]), round(semantic_entropy([0, 1], [-2000.0, -2000.0], estimator="likelihood"), 4)
     (0.0, 0.6931)
     """
+    needed = {"frequency": [], "likelihood": [logprobs], "length_normalised": [logprobs, lengths]}
+    if estimator not in needed:
+        raise ValueError(f"unknown estimator {estimator!r}; choose one of {', '.join(needed)}")
     if not clusters:
         raise ValueError("semantic_entropy: no answers to cluster (M = 0); sample at least one per question")
-    if estimator == "frequency":
-        weights = [0.0] * len(clusters)
-    elif estimator in ("likelihood", "length_normalised"):
-        needed = [logprobs] if estimator == "likelihood" else [logprobs, lengths]
-        if any(x is None or len(x) != len(clusters) for x in needed):
-            raise ValueError(f"semantic_entropy: estimator {estimator!r} needs one log-prob (and length) per answer")
-        weights = list(logprobs)
-        if estimator == "length_normalised":
-            if min(lengths) < 1:
-                raise ValueError("semantic_entropy: an answer of length 0 has no mean log-prob; EOS counts as a token")
-            weights = [w / n for w, n in zip(weights, lengths, strict=True)]
-        if any(math.isnan(w) or w == math.inf for w in weights) or max(weights) == -math.inf:
-            raise ValueError("semantic_entropy: log-probs must be numbers below +inf, not all of them -inf")
-    else:
-        raise ValueError(f"unknown estimator {estimator!r}; choose frequency, likelihood or length_normalised")
+    if any(x is None or len(x) != len(clusters) for x in needed[estimator]):
+        raise ValueError(f"semantic_entropy: estimator {estimator!r} needs one log-prob (and length) per answer")
+    weights = [0.0] * len(clusters) if estimator == "frequency" else list(logprobs)
+    if estimator == "length_normalised":
+        if min(lengths) < 1:
+            raise ValueError("semantic_entropy: an answer of length 0 has no mean log-prob; EOS counts as a token")
+        weights = [w / n for w, n in zip(weights, lengths, strict=True)]
     top = max(weights)  # log-sum-exp: exp(-800) underflows to 0, exp(-800 - top) does not
+    if any(math.isnan(w) or w == math.inf for w in weights) or top == -math.inf:
+        raise ValueError("semantic_entropy: log-probs must be numbers below +inf, not all of them -inf")
     mass: dict[int, float] = {}
     for cluster, weight in zip(clusters, weights, strict=True):
         mass[cluster] = mass.get(cluster, 0.0) + math.exp(weight - top)
-    total = sum(mass.values())
-    return -sum(m / total * math.log(m / total) for m in mass.values() if m > 0) + 0.0  # + 0.0: never "-0.0"
+    # fsum rounds once: equal partitions get equal SE in whatever order the clusters appeared, so ties stay ties
+    total = math.fsum(mass.values())
+    return math.fsum(-m / total * math.log(m / total) for m in mass.values() if m > 0) + 0.0  # + 0.0: never "-0.0"
 
 
 # ---------------------------------------------------------------------------------------------- advantage, covariance
@@ -130,9 +119,10 @@ def group_advantages(rewards: Tensor, scale: bool = True) -> Tensor:
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Cov_t = (log pi(o_t) - mean log pi) (A_t - mean A), means over all valid tokens; all [B, T], 0 outside the mask.
 
-    Its mean is the covariance that drives entropy down: dH ~ -eta Cov(log pi, A) (arXiv 2505.22617). Computed in
-    float64 so that neither the order of rows nor the number of ranks decides which token is in the top 0.02 %. When
-    all advantages are equal it is exactly 0, not rounding noise that a top-k would then select.
+    Its mean drives entropy down: dH = -eta Cov(log pi, A) to first order in a natural-gradient step (arXiv 2505.22617;
+    derived, with the plain step, in benchmarks/dynamics.py). In float64, so that neither the order of rows nor the
+    number of ranks decides which token is in the top 0.02 %. When all advantages or all log-probs are equal it is
+    exactly 0, not rounding noise that a top-k would then select.
 
     >>> import torch
     >>> token_covariance(torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, -1.0]]), torch.tensor([[True, True]]))
@@ -140,23 +130,19 @@ def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
     """
     out = logprobs.new_zeros(logprobs.shape)
     lp, adv = logprobs[mask].double(), advantages.expand_as(mask)[mask].double()
-    if lp.numel() and adv.min() < adv.max():
+    if lp.numel() and adv.min() < adv.max() and lp.min() < lp.max():
         out[mask] = ((lp - lp.mean()) * (adv - adv.mean())).to(out.dtype)
     return out
 
 
 def parse_threshold(spec: str | float) -> tuple[float, bool]:
-    """A flag that takes a quantile or a number: "80%" -> (0.8, True), "0.35" -> (0.35, False). ValueError otherwise.
-
-    >>> parse_threshold("80%"), parse_threshold(0.35)
-    ((0.8, True), (0.35, False))
-    """
+    """A flag that takes a quantile or a number: "80%" -> (0.8, True), 0.35 -> (0.35, False). ValueError otherwise."""
     text = str(spec).strip()
+    is_quantile = text.endswith("%")
     try:
         value = float(text.removesuffix("%"))
     except ValueError:
         value = math.nan
-    is_quantile = text.endswith("%")
     if math.isnan(value) or (is_quantile and not 0 < value < 100):
         raise ValueError(f"threshold {spec!r}: give a quantile strictly between 0% and 100% (80%) or a number (0.35)")
     return (value / 100, True) if is_quantile else (value, False)
@@ -166,29 +152,25 @@ def threshold(values: Tensor, spec: str | float) -> float:
     """The cut that `spec` names in `values` [N]: its quantile (linear interpolation, as numpy) or the number itself.
 
     By sorting: torch.quantile refuses more than 2^24 elements, which one release-sized rollout batch can exceed.
-    No values: a quantile of nothing is +inf, nothing lies above or is selected by it.
+    A quantile of no values is +inf.
 
     >>> import torch
     >>> threshold(torch.arange(11.0), "80%"), threshold(torch.arange(11.0), 0.5)
     (8.0, 0.5)
     """
     value, is_quantile = parse_threshold(spec)
-    if not is_quantile:
-        return value
-    if values.numel() == 0:
-        return math.inf
-    ordered = values.double().sort().values
-    position = value * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return (ordered[low] + (ordered[high] - ordered[low]) * (position - low)).item()
+    if not is_quantile or values.numel() == 0:
+        return math.inf if is_quantile else value
+    position = value * (values.numel() - 1)
+    low, high = values.sort().values[[math.floor(position), math.ceil(position)]].double()
+    return (low + (high - low) * (position - math.floor(position))).item()
 
 
 def top_share(scores: Tensor, among: Tensor, share: float) -> Tensor:
     """The max(1, int(N * share)) highest scores among N tokens; [B, T] float, [B, T] bool -> [B, T] bool.
 
-    Ties go to the earlier position, so that a run repeats. Scores that are all 0 select nothing: with every advantage 0
-    there is nothing to select on, and a push on arbitrary tokens (as KL-Cov and the release do) is noise.
+    Ties go to the earlier position: a run repeats. Scores that are all 0 (every advantage 0) select nothing, where
+    the code of KL-Cov and of the release pushes arbitrary tokens.
 
     >>> import torch
     >>> top_share(torch.tensor([[3.0, 1.0, 3.0]]), torch.tensor([[True, True, True]]), 0.5)
@@ -224,7 +206,7 @@ class Treatment:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss reads ref_logprobs at all."""
+        """Whether the loss reads ref_logprobs."""
         return self.kl_coef > 0 or (self.kl_anchor == "ref" and bool(self.kl_weight.any()))
 
     def rows(self, index: Tensor | slice, width: int | None = None) -> Treatment:
@@ -273,12 +255,12 @@ def clip_cov(logprobs, entropy, advantages, mask, *, cov_share=2e-4, cov_low=1.0
     import torch
 
     cov = token_covariance(logprobs, advantages, mask)
-    candidates = mask & (cov > cov_low) & (cov < cov_high)
-    found = candidates.nonzero()  # [n, 2]
+    found = (mask & (cov > cov_low) & (cov < cov_high)).nonzero()  # [n, 2]
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draw on every device
-    chosen = found[torch.randperm(len(found), generator=generator).to(found.device)]
-    chosen = chosen[: max(1, int(mask.sum() * cov_share))]
-    weight = mask.to(advantages.dtype).index_put((chosen[:, 0], chosen[:, 1]), advantages.new_zeros(()))
+    quota = max(1, int(int(mask.sum()) * cov_share))  # int first: tensor * float would be float32
+    chosen = found[torch.randperm(len(found), generator=generator)[:quota].to(found.device)]
+    weight = mask.to(advantages.dtype)
+    weight[chosen[:, 0], chosen[:, 1]] = 0.0
     return _plain(advantages, mask, pg_weight=weight, clip_low=1.0, clip_high=1.0, average="token")
 
 
@@ -319,7 +301,7 @@ def sent_release(logprobs, entropy, advantages, mask, *, kl_old_coef=0.1, cov_sh
     low = mask & (entropy < threshold(entropy[mask], tau_entropy))
     cov = token_covariance(logprobs, advantages, mask)
     top = top_share(cov, low, cov_share)
-    bottom = top_share(-cov, low & ~top, cov_share)
+    bottom = top_share(-cov, low, cov_share) & ~top
     weight = kl_old_coef * (2.0 * top.to(advantages.dtype) + 0.5 * bottom.to(advantages.dtype))
     return _plain(advantages, mask, kl_weight=weight, kl_anchor="old", kl_coef=0.001, clip_low=math.inf,
                   clip_high=math.inf, average="token")  # fmt: skip
@@ -334,7 +316,7 @@ SHARED_SETTINGS = ("clip_low", "clip_high", "average", "kl_coef")  # fields of T
 
 
 def settings_of(method: str) -> dict[str, object]:
-    """The settings of a method with its published defaults, its own and the shared ones (those: None = the method's).
+    """The settings of a method with its published defaults, its own and the shared ones (None: the method's own).
 
     >>> settings_of("sent")["tau_entropy"], settings_of("grpo")
     ('80%', {'clip_low': None, 'clip_high': None, 'average': None, 'kl_coef': None})
@@ -352,22 +334,25 @@ def check_settings(method: str, settings: dict[str, object]) -> None:
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"{name} is no setting of method {method}, which takes {', '.join(known)}")
+        if value is None:
+            continue
         if name.startswith("tau_"):
             parse_threshold(value)
-        elif name == "average":
-            if value not in AVERAGES:
-                raise ValueError(f"average {value!r}: choose one of {', '.join(AVERAGES)}")
-        elif not value >= 0:  # also refuses nan
-            raise ValueError(f"{name} = {value}: must not be negative")
-        elif name.endswith("_share") and not 0 < value < 1:
-            raise ValueError(f"{name} = {value}: a share lies strictly between 0 and 1")
-        elif name == "kappa" and value == 0:
-            raise ValueError("kappa = 0: |A| / kappa needs a positive kappa")
-    values = known | settings
-    if "beta_high" in known:
-        low, high = values["beta_low"], values["beta_high"]
-        if not (high > low > 0 or high == low == 0):  # both 0 is plain GRPO, on purpose
-            raise ValueError(f"beta_low = {low}, beta_high = {high}: SENT needs beta_high > beta_low > 0")
+            continue
+        if name == "average":
+            ok, rule = value in AVERAGES, f"choose one of {', '.join(AVERAGES)}"
+        elif name.endswith("_share"):
+            ok, rule = 0 < value < 1, "a share lies strictly between 0 and 1"
+        elif name == "kappa":
+            ok, rule = 0 < value < math.inf, "must be positive"
+        else:  # nan fails every comparison; an infinite clip range is no clipping
+            ok, rule = 0 <= value and (value < math.inf or name.startswith("clip_")), "must be finite and not negative"
+        if not ok:
+            raise ValueError(f"{name} = {value}: {rule}")
+    values = known | {name: value for name, value in settings.items() if value is not None}
+    low, high = values.get("beta_low"), values.get("beta_high")
+    if high is not None and not (high > low > 0 or high == low == 0):  # both 0 is plain GRPO, on purpose
+        raise ValueError(f"beta_low = {low}, beta_high = {high}: SENT needs beta_high > beta_low > 0")
     if "cov_high" in known and not values["cov_high"] > values["cov_low"]:
         raise ValueError(f"cov_low = {values['cov_low']}, cov_high = {values['cov_high']}: must be low < high")
 
@@ -386,20 +371,21 @@ def treat(method: str, logprobs: Tensor, entropy: Tensor, advantages: Tensor, ma
     tensor([[0.0200, 0.0000]])
     """
     check_settings(method, settings)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    shared = {name: settings.pop(name) for name in SHARED_SETTINGS if name in settings}
     if "seed" in inspect.signature(METHODS[method]).parameters:
         settings["seed"] = seed
-    shared = {k: settings.pop(k) for k in SHARED_SETTINGS if k in settings}
-    logprobs, entropy = logprobs.detach(), entropy.detach()
-    advantages = advantages.detach().expand_as(logprobs).masked_fill(~mask, 0.0)
-    return replace(METHODS[method](logprobs, entropy, advantages, mask, **settings), **shared)
+    advantages = advantages.detach().expand_as(mask).masked_fill(~mask, 0.0)
+    return replace(METHODS[method](logprobs.detach(), entropy.detach(), advantages, mask, **settings), **shared)
 
 
 # ---------------------------------------------------------------------------------------------- the loss
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """KL(pi || ref) per token by the k3 estimator, exp(d) - d - 1 with d = log ref - log pi; >= 0, slope 0 at d = 0.
 
-    expm1: in float32 the plain form is 0 below |d| of about 2e-4. (k1 = -d as a *loss* has zero expected gradient
-    on-policy, and abs(d) pushes at full size however small d is.)
+    expm1: in float32 the plain form is 0 below |d| of about 2e-4. (As a *loss*, k1 = -d has zero expected gradient
+    on-policy, and abs(d) pushes at full size however small d is. The expected gradient of k3 is that of KL(ref || pi):
+    benchmarks/dynamics.py.)
 
     >>> import torch
     >>> k3(torch.tensor(-1.0), torch.tensor(-1.0001)).item() > 0
@@ -410,59 +396,53 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def normaliser(average: str, mask: Tensor, max_new_tokens: int) -> int:
-    """What the summed loss of the rows in `mask` [B, T] is divided by, once, over all ranks and micro-batches.
+    """What the summed loss of the rows in `mask` [B, T] is divided by, once, over all ranks and micro-batches; >= 1.
 
     "sequence": B, each row's tokens already weigh 1/|o_i| (GRPO; short answers count as much as long ones).
     "token": the number of valid tokens (DAPO). "constant": B * max_new_tokens (Dr. GRPO).
     """
     rows, tokens = mask.shape[0], int(mask.sum())
-    return {"sequence": rows, "token": tokens, "constant": rows * max_new_tokens}[average]
+    return max(1, {"sequence": rows, "token": tokens, "constant": rows * max_new_tokens}[average])
 
 
-def policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    ref_logprobs: Tensor | None,
-    treatment: Treatment,
-    mask: Tensor,
-    entropy: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | None, treatment: Treatment, mask: Tensor,
+                entropy: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The one loss of every method, per token; the caller sums it and divides by the global minibatch's `normaliser`.
 
         w_t [ - pg_t min(r_t A_t, clip(r_t, 1 - lo, 1 + hi) A_t) + beta_t KL_t + kl_coef k3_t - c H_t ]
 
     w_t = 1/|o_i| for the "sequence" average, else 1; r_t = pi / pi_old; KL_t by `kl_anchor`. Gradient flows through
-    `logprobs`, and through `entropy` when there is an entropy coefficient. All [B, T].
+    `logprobs`, and through `entropy` when there is an entropy coefficient; through nothing else. All [B, T].
 
-    Returns the loss [B, T], 0 outside the mask, and sums over valid tokens (not means: sums survive micro-batches and
-    ranks): "clipped" tokens whose gradient the clip removed, "kl_ref" if ref_logprobs is given.
+    Returns the loss [B, T], 0 outside the mask, and {"clipped": number of tokens whose gradient the clip removed}: a
+    sum, not a mean, because sums survive micro-batches and ranks.
     Raises ValueError when the treatment needs ref_logprobs or entropy and they are None.
 
     >>> import torch
-    >>> lp, mask = torch.tensor([[-1.0, -2.0]]), torch.tensor([[True, True]])
+    >>> lp, mask = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.tensor([[True, True]])
     >>> loss, stats = policy_loss(lp, lp, None, treat("grpo", lp, -lp, torch.ones(1, 2), mask), mask)
-    >>> loss.sum().item()  # ratio 1: the loss is -A whatever the log-probs; its gradient is not 0
-    -1.0
+    >>> loss.sum().backward()
+    >>> loss.sum().item(), lp.grad  # at ratio 1 the loss is -A whatever the log-probs, and its gradient is not 0
+    (-1.0, tensor([[-0.5000, -0.5000]]))
     """
     t = treatment
     if t.needs_reference and ref_logprobs is None:
         raise ValueError("policy_loss: this treatment has a KL to the start and needs ref_logprobs")
     if t.entropy_coef and entropy is None:
         raise ValueError("policy_loss: the entropy bonus needs the live entropy, with its gradient")
-    logprobs, old_logprobs = logprobs.masked_fill(~mask, 0.0), old_logprobs.masked_fill(~mask, 0.0)
-    change = logprobs - old_logprobs
+    # padding becomes 0 before any arithmetic: what stands there may be nan, and 0 * nan is nan in the backward pass
+    logprobs = logprobs.masked_fill(~mask, 0.0)
+    change = logprobs - old_logprobs.detach().masked_fill(~mask, 0.0)
     ratio = change.exp()
     plain, clipped = ratio * t.advantages, ratio.clamp(1 - t.clip_low, 1 + t.clip_high) * t.advantages
     loss = -t.pg_weight * plain.minimum(clipped)
-    stats = {"clipped": ((clipped < plain) & mask).sum()}
     if t.kl_anchor == "old":
         loss = loss + t.kl_weight * change.abs()
-    if ref_logprobs is not None:
-        kl = k3(logprobs, ref_logprobs.masked_fill(~mask, 0.0))
-        loss = loss + (t.kl_coef + t.kl_weight * (t.kl_anchor == "ref")) * kl
-        stats["kl_ref"] = kl.detach().sum()
+    if t.needs_reference:
+        weight = t.kl_coef + t.kl_weight * (t.kl_anchor == "ref")
+        loss = loss + weight * k3(logprobs, ref_logprobs.detach().masked_fill(~mask, 0.0))
     if t.entropy_coef:
-        loss = loss - t.entropy_coef * entropy
+        loss = loss - t.entropy_coef * entropy.masked_fill(~mask, 0.0)
     if t.average == "sequence":
         loss = loss / mask.sum(1, keepdim=True).clamp_min(1)
-    return loss.masked_fill(~mask, 0.0), stats
+    return loss.masked_fill(~mask, 0.0), {"clipped": ((clipped < plain) & (t.pg_weight > 0)).sum()}
