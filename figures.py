@@ -50,6 +50,7 @@ LOOK = {"font.size": 14, "axes.titlesize": 15, "legend.fontsize": 13, "lines.lin
         "figure.titlesize": 18, "figure.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.alpha": 0.25, "text.parse_math": False, "svg.hashsalt": "nanosent"}  # fmt: skip
 FIT_SHARE = 0.36  # of the run, that R = -a e^H + b is fitted to
+LINES = 3  # of an answer, that a heat map shows
 HOT = 1.2  # nats: the darkest cell of a heat map, a choice between three or four
 
 
@@ -460,8 +461,8 @@ def answer_cells(ax, row: dict, names: list[str], top: float, width: int, font: 
     """Draw one answer's tokens as coloured cells from the line `top` down; returns the first free line."""
     from matplotlib.patches import Rectangle
 
-    line = 0
-    for line, x, shown, t in wrap(row, width, 4):
+    line = t = 0
+    for line, x, shown, t in wrap(row, width, LINES):
         size, y, fill = len(shown), top + line * 1.3, color_of(row["entropy"][t])
         ink = "white" if 0.3 * fill[0] + 0.59 * fill[1] + 0.11 * fill[2] < 0.55 else "black"
         ax.add_patch(Rectangle((x, y), size, 1, facecolor=fill, edgecolor="white", linewidth=0.5))
@@ -473,6 +474,8 @@ def answer_cells(ax, row: dict, names: list[str], top: float, width: int, font: 
             ax.plot(x + size / 2, y - 0.1, marker="v", color="black", markersize=font / 2.6, clip_on=False)
     mark, color = ("✓", "#007a33") if row.get("reward") else ("✗", "#b00000")
     ax.text(width + 0.4, top + 0.5, mark, fontsize=font + 2, va="center", fontweight="bold", color=color)
+    if t + 1 < len(row["tokens"]):  # there is more than is shown
+        ax.text(width + 0.4, top + line * 1.3 + 0.5, "…", fontsize=font + 2, va="center")
     return top + (line + 1) * 1.3 + 0.35
 
 
@@ -488,10 +491,14 @@ def heatmap(groups: list[Group]):
         return None
     shown = [g.runs[0].examples(3) for g in groups]
     longest = max(sum(len(visible(t)) for t in row["tokens"]) for at in shown for rows in at.values() for row in rows)
-    width = min(longest, (76, 42)[len(groups) - 1])
+    limit = (76, 42)[len(groups) - 1]
+    if longest > limit:  # answers of several lines: two each
+        shown = [g.runs[0].examples(2) for g in groups]
+    width, deep = min(longest, limit), max(map(len, shown))
     font = min(20, 12 / len(groups) / (width + 3) / 0.602 * 72)  # a monospaced character is 0.602 em wide
+    lines = 3 if longest <= limit else 2 * LINES
     fig, axes = canvas("Where is the policy unsure?  Answers to a question before, during and after training",
-                       max(map(len, shown)), len(groups), size=(13.33, 1.6 + 2.4 * max(map(len, shown))))  # fmt: skip
+                       deep, len(groups), size=(13.33, 1.6 + deep * (0.6 + 0.026 * font * lines * 1.3)))  # fmt: skip
     scale = ScalarMappable(Normalize(0, HOT, clip=True), colormaps["OrRd"])
     for ax in axes.flat:
         ax.axis("off")
@@ -501,9 +508,9 @@ def heatmap(groups: list[Group]):
             for row, names in zip(batch, treatments(batch), strict=True):
                 y = answer_cells(ax, row, names, y, width, font, scale.to_rgba) if row in rows else y
             mean, prompt = g.runs[0].series("entropy").get(step, math.nan), visible(rows[0].get("prompt", ""))
-            question = prompt if len(prompt) < 30 else f"question {rows[0]['id']}"
-            ax.set_title(f"{g.label}, step {step}, H = {mean:.2f} nats:  {question}", loc="left")
-            ax.set(xlim=(0, width + 2), ylim=(max(y, 4), -0.4))
+            question = prompt if len(prompt) < 30 else rows[0]["id"]
+            ax.set_title(f"{g.label}, step {step}, H = {mean:.2f} nats:  {question}", loc="left", fontsize=14)
+            ax.set(xlim=(0, width + 2), ylim=(lines * 1.3 + 0.7, -0.4))
     fig.colorbar(scale, ax=axes, label="token entropy (nats)", shrink=0.8, pad=0.01, extend="max")
     marks = [Line2D([], [], color="black", marker="v", linestyle="", label="a fork: a choice the task knows of")]
     marks += [Line2D([], [], color=TREATED[name][0], linewidth=2 + 4 * (name == "strong KL"), label=name)
