@@ -46,9 +46,10 @@ TREATED = {  # what a method does to a token: colour, marker, size
 # What does not change what is learned makes no second curve.
 NO_SETTING = {"method", "seed", "out", "device", "figures", "log_every", "log_kl", "checkpoint_every", "eval_every",
               "keep_checkpoints", "gradient_checkpointing", "tokens_per_micro_batch", "attention"}  # fmt: skip
-LOOK = {"font.size": 14, "axes.titlesize": 15, "legend.fontsize": 13, "lines.linewidth": 2.2, "lines.markersize": 7,
-        "figure.titlesize": 18, "figure.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.alpha": 0.25, "text.parse_math": False, "svg.hashsalt": "nanosent"}  # fmt: skip
+LOOK = {"font.size": 14, "axes.titlesize": 15, "figure.titlesize": 18, "figure.titleweight": "bold",
+        "legend.fontsize": 13, "legend.handlelength": 3, "lines.linewidth": 2.2, "lines.markersize": 7,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "text.parse_math": False, "svg.hashsalt": "nanosent"}  # fmt: skip
 FIT_SHARE = 0.36  # of the run, that R = -a e^H + b is fitted to
 LINES = 3  # of an answer, that a heat map shows
 HOT = 1.2  # nats: the darkest cell of a heat map, a choice between three or four
@@ -220,7 +221,8 @@ def curves(groups: list[Group]):
         curve(axes[0, 1], g.label, [run.series("reward") for run in g.runs], g.style, window)
         for ax, key in zip(axes[1], ("avg_at_16", "pass_at_16"), strict=True):
             curve(ax, g.label, [run.held_out(key) for run in g.runs], g.style)
-            error = g.runs[0].held_out(f"{key}_se") if len(g.runs) == 1 else {}  # no band: how sure is this one run?
+            alone = len(g.runs) == 1 and len(groups) <= 3  # no band says how sure one run is
+            error = g.runs[0].held_out(f"{key}_se") if alone else {}
             at = {x: y for x, y in g.runs[0].held_out(key).items() if x in error}
             ax.errorbar(list(at), list(at.values()), [error[x] for x in at], fmt="none", ecolor=g.style["color"])
             ax.set_xlabel("step (bars: standard error over questions)" if at else ax.get_xlabel() or "step")
@@ -424,6 +426,7 @@ def tokens(groups: list[Group]):
         ax.set_title(f"{g.label}, step {step}\nKL or mask on {touched} of {len(points)}", color=g.style["color"])
         ax.set_yscale("symlog", linthresh=0.1)
         ax.yaxis.set_major_formatter("{x:g}")
+    for ax in axes[-1]:
         ax.set_xlabel("token entropy (nats)")
     for ax in axes.flat[len(groups) :]:
         ax.set_visible(False)
