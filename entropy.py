@@ -416,7 +416,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | N
 
     Returns the loss [B, T], 0 outside the mask, and {"clipped": number of tokens whose gradient the clip removed}: a
     sum, not a mean, because sums survive micro-batches and ranks.
-    Raises ValueError when the treatment needs ref_logprobs or entropy and they are None.
+    Raises ValueError when the treatment needs ref_logprobs or entropy and they are None, or the entropy is constant.
 
     >>> import torch
     >>> lp, mask = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.tensor([[True, True]])
@@ -428,7 +428,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | N
     t = treatment
     if t.needs_reference and ref_logprobs is None:
         raise ValueError("policy_loss: this treatment has a KL to the start and needs ref_logprobs")
-    if t.entropy_coef and entropy is None:
+    if t.entropy_coef and (entropy is None or entropy.requires_grad < logprobs.requires_grad):
         raise ValueError("policy_loss: the entropy bonus needs the live entropy, with its gradient")
     # padding becomes 0 before any arithmetic: what stands there may be nan, and 0 * nan is nan in the backward pass
     logprobs = logprobs.masked_fill(~mask, 0.0)
