@@ -1,0 +1,153 @@
+"""Whole runs of train.py on a tiny base: end to end, killed and resumed, micro-batched, in two processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--questions-per-step", "4", "--group-size", "4", "--max-new-tokens", "32", "--curriculum-samples", "2",
+         "--stages", "2", "--eval-samples", "2", "--eval-every", "2", "--no-figures", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """Model folder, questions and held-out questions: the embedded task, built small."""
+    from arithmetic import Settings, ensure
+
+    settings = Settings(train_questions=24, heldout_questions=6, hidden=32, layers=1, heads=2, steps=150, batch=32)
+    return ensure(tmp_path_factory.mktemp("cache"), settings=settings, quiet=True)
+
+
+def flags(base, out, *more):
+    model, questions, heldout = map(str, base)
+    return ["--model", model, "--questions", questions, "--heldout", heldout, "--out", str(out), *SMALL, *more]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def same_but_time(a, b):
+    """Two metrics files agree in everything that is not measured with a clock."""
+    def strip(rows):
+        return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+    return strip(lines(a / "metrics.jsonl")) == strip(lines(b / "metrics.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def whole(base, tmp_path_factory):
+    """An uninterrupted run of four steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert train.main(flags(base, out, "--steps", "4", "--checkpoint-every", "1")) == 0
+    return out
+
+
+def test_end_to_end(whole):
+    metrics = lines(whole / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == [0, 1, 2, 3] and [m["stage"] for m in metrics] == [0, 0, 1, 1]
+    for m in metrics:
+        assert 0 <= m["reward"] <= m["pass_at_g"] <= 1
+        assert m["entropy_q10"] <= m["entropy_q50"] <= m["entropy_q90"]
+        assert 0 < m["entropy"] < 5 and m["logprob_gap"] < 1e-4
+        assert 0.7 < m["share_low"] + m["share_high"] < 0.85  # the lowest 80 % by entropy
+        assert m["entropy_fork"] is not None and m["tokens"] > 0
+    assert metrics[0]["kl_ref"] == pytest.approx(0, abs=1e-9)  # the first rollout is from the start itself
+    assert any(m["grad_norm"] > 0 for m in metrics)
+    assert "eval_avg_at_16" in metrics[1] and "eval_avg_at_16" not in metrics[0]
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    assert set(evaluation) == {"start", "end"}
+    assert {"settings"} == set(lines(whole / "curriculum.jsonl")[0])
+    row = lines(whole / "samples.jsonl")[0]
+    assert len(row["tokens"]) == len(row["entropy"]) == len(row["kl_weight"]) == len(row["fork"])
+
+
+def test_the_final_model_is_an_ordinary_folder(whole):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (c.from_pretrained(whole / "model") for c in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.generate(**tokenizer("1+2=?", return_tensors="pt"), max_new_tokens=2).shape[0] == 1
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(base, whole, tmp_path):
+    """kill -9 at random moments until it is through; long version: benchmarks/reliability.py."""
+    out, moments = tmp_path / "run", random.Random(0)
+    command = flags(base, out, "--steps", "4", "--checkpoint-every", "1")
+    for _ in range(3):
+        command = ["--resume", str(out)] if (out / "config.json").exists() else command
+        process = subprocess.Popen([sys.executable, ROOT / "train.py", *command], stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(moments.uniform(5, 9))
+        process.kill()
+        process.wait()
+    assert train.main(["--resume", str(out)] if (out / "config.json").exists() else command) == 0
+    assert same_but_time(out, whole)
+    ours, theirs = weights(out), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(base, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *flags(base, out, "--steps", "10000")],
+                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)  # fmt: skip
+    while not (out / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"--resume {out}" in said and "Traceback" not in said
+    done = json.loads((train.checkpoints(out)[-1] / "meta.json").read_text())["next_step"]
+    assert done == len(lines(out / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("budget", [1, 200])
+def test_micro_batches_change_nothing(base, whole, tmp_path, budget):
+    """A memory knob: the treated set is the same, the weights are to float32's noise."""
+    out = tmp_path / "run"
+    steps = ["--steps", "4", "--checkpoint-every", "1", "--tokens-per-micro-batch", str(budget)]
+    assert train.main(flags(base, out, *steps)) == 0
+    ours, theirs = weights(out), weights(whole)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    for a, b in zip(lines(out / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True):
+        assert (a["share_low"], a["share_high"]) == (b["share_low"], b["share_high"])
+
+
+def test_two_processes_train_the_same_policy(base, whole, tmp_path):
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command = [*torchrun, str(ROOT / "train.py"), *flags(base, out, "--steps", "4", "--checkpoint-every", "1")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [m["step"] for m in lines(out / "metrics.jsonl")] == [0, 1, 2, 3]
+    ours, theirs = weights(out), weights(whole)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_questions_the_base_cannot_read_are_said_to_teach_nothing(base, tmp_path, capsys):
+    """GSM8K's format on the arithmetic model: runs, reward 0, and says in words why that cannot learn."""
+    questions = tmp_path / "words.jsonl"
+    rows = [{"question": f"Ann has {i} sacks & {i} bags. How many?", "answer": f"{i}+{i}\n#### {2 * i}00"} for i in range(9)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--model", str(base[0]), "--questions", str(questions), "--out", str(tmp_path / "run"), *SMALL]
+    assert train.main([*command, "--steps", "2", "--method", "grpo", "--stages", "1"]) == 0
+    assert [m["reward"] for m in lines(tmp_path / "run" / "metrics.jsonl")] == [0, 0]
+    said = capsys.readouterr()
+    assert "never right cannot learn" in said.out + said.err

@@ -1,0 +1,855 @@
+"""SENT: reinforcement learning for reasoning that keeps its entropy. The run: config, loop, checkpoints, metrics.
+
+    python train.py                                  SENT on the embedded task: a laptop, some minutes
+    python train.py --method grpo                    the baseline that collapses
+    torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-Math-1.5B --questions BytedTsinghua-SIA/DAPO-Math-17k
+
+Departures from the paper (Cao et al., arXiv 2512.04359) and from the authors' release (github.com/zldscr0/SENT):
+  1. Which tokens are treated is decided once per rollout, from pi_old, over the whole batch of all ranks. The release
+     decides per micro-batch of one rank, so a memory flag changes its algorithm.
+  2. The token KL is k3 against the frozen start, as in the paper. The release has |log pi - log pi_old| (inert in the
+     first update of each rollout); `--method sent_release` is that, with its integer-mask index repaired.
+  3. A group of equal rewards has advantage exactly 0; an answer cut off at the length limit has reward 0 and stays in
+     the loss, and its share is logged.
+  4. The paper's beta, tau, M and number of stages are not known to us. Ours were chosen on the embedded task (README).
+  5. Semantic entropy counts meanings by frequency unless told otherwise (see entropy.semantic_entropy for why), and an
+     answer that never finishes is a meaning of its own, so that it makes a question hard, not easy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from entropy import (
+    METHODS,
+    Treatment,
+    check_settings,
+    group_advantages,
+    k3,
+    normaliser,
+    policy_loss,
+    settings_of,
+    threshold,
+    token_covariance,
+    treat,
+)
+from verify import grade
+
+if typing.TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Config:
+    """One run. Every field is a flag; its comment is the flag's help."""
+
+    method: str = "sent"  # treatment of the tokens, a name in entropy.METHODS
+    model: str = "arithmetic"  # a Hugging Face folder or hub name; arithmetic: the embedded base model
+    questions: str = "arithmetic"  # training questions: .jsonl .json .parquet .csv, a folder, a hub name, arithmetic
+    heldout: str | None = None  # questions to evaluate on; with the embedded questions, its own held-out file
+    curriculum: str | None = None  # a curriculum.jsonl made before; none: made when stages > 1
+    out: str | None = None  # run folder; none: runs/METHOD, with the seed when it is not 0
+    seed: int = 0  # every random choice is a function of (seed, step, question)
+    steps: int = 200  # rollout batches
+
+    stages: int | None = None  # curriculum stages, low to high semantic entropy; none: 4 for SENT, else 1 (shuffled)
+    reverse: bool = False  # stages from high to low semantic entropy: a control
+    curriculum_samples: int = 8  # M, answers per question for its semantic entropy
+    estimator: str = "frequency"  # of semantic entropy: frequency, likelihood, length_normalised
+
+    questions_per_step: int = 32  # Q, over all processes
+    group_size: int = 16  # G, answers per question
+    minibatches: int = 2  # optimizer updates per rollout and epoch
+    epochs: int = 1  # passes over each rollout
+    temperature: float = 1.0  # of sampling and of scoring: one policy
+    max_prompt_tokens: int = 1024  # longer prompts are dropped, and counted
+    max_new_tokens: int = 64  # longer answers are cut off: reward 0
+    instruction: str | None = None  # appended to the question; none: a default when there is a chat template
+    advantage_std: bool = True  # divide advantages by the group's std; off with --average constant: Dr. GRPO
+
+    lr: float = 5e-4  # AdamW's peak learning rate (1e-6 for a real model)
+    warmup_steps: int = 10  # linear warm-up
+    schedule: str = "constant"  # constant or cosine (to 0 at the last step)
+    weight_decay: float = 0.0  # AdamW's
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+
+    average: str | None = None  # sequence, token or constant; none for this and those below: the method's own default
+    clip_low: float | None = None  # epsilon below 1
+    clip_high: float | None = None  # epsilon above 1
+    kl_coef: float | None = None  # k3 to the start on every token, on top of the treatment
+    beta_low: float | None = None  # sent, high_entropy_kl: KL weight
+    beta_high: float | None = None  # sent: KL weight where covariance is high
+    tau_entropy: str | None = None  # sent, sent_release, high_entropy_kl: entropy cut, a quantile (80%%) or nats (0.3)
+    tau_cov: str | None = None  # sent: covariance cut among low-entropy tokens, a quantile (98%%) or a number
+    entropy_coef: float | None = None  # entropy_bonus
+    alpha: float | None = None  # entropy_advantage
+    kappa: float | None = None  # entropy_advantage
+    fork_share: float | None = None  # forking_tokens
+    cov_share: float | None = None  # clip_cov, kl_cov, sent_release: share of tokens selected
+    cov_low: float | None = None  # clip_cov
+    cov_high: float | None = None  # clip_cov
+    kl_old_coef: float | None = None  # kl_cov, sent_release
+
+    eval_every: int = 50  # steps between held-out evaluations (avg@16, pass@16); 0: only at start and end
+    eval_samples: int = 64  # answers per held-out question at start and end; 0: no evaluation at all
+    log_every: int = 10  # steps between printed lines
+    checkpoint_every: int = 50  # steps between checkpoints
+    keep_checkpoints: int = 2  # newest to keep, besides the best by held-out avg@16
+    log_kl: bool = True  # log KL to the start even when the loss does not need it (one more forward per step)
+    figures: bool = True  # draw the pictures at the end
+
+    device: str | None = None  # cpu or cuda; none: cuda when there is one
+    attention: str | None = None  # attention implementation; none: sound for the device
+    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+    tokens_per_micro_batch: int = 16384  # forward and backward in pieces of so many tokens: memory, nothing else
+
+
+METHOD_SETTINGS = sorted({name for method in METHODS for name in settings_of(method)})
+
+
+# ---------------------------------------------------------------------------------------------- config
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def make_parser() -> Parser:
+    """Flags from the fields of Config, help from their comments, one place for both."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="a saved config.json; flags given beside it win")
+    parser.add_argument("--resume", metavar="DIR", help="continue the run in this folder; takes no other flag")
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(Config), re.MULTILINE))
+    hints = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        kind = next(t for t in (typing.get_args(hints[field.name]) or [hints[field.name]]) if t is not type(None))
+        shown = "" if field.default is None else f" [{field.default}]"
+        options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__}
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=comments[field.name] + shown, **options)
+    return parser
+
+
+def load_config(path: Path) -> Config:
+    """A Config from JSON. Raises ValueError that names the file and the field."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable config ({error}); give the config.json of a run") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a config is a JSON object of flag names and values")
+    hints = typing.get_type_hints(Config)
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"{path}: no flag is called {name!r}; python train.py --help lists them")
+        kinds = typing.get_args(hints[name]) or (hints[name],)
+        allowed = kinds + ((int,) if float in kinds else ())
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{path}: {name} = {value!r} should be {' or '.join(k.__name__ for k in kinds)}")
+    return Config(**values)
+
+
+def parse(argv: list[str] | None) -> tuple[Config, bool]:
+    """Command line -> (checked config, whether this continues a run). Raises ValueError; imports nothing slow."""
+    given = vars(make_parser().parse_args(argv))
+    base, resume = given.pop("config", None), given.pop("resume", None)
+    if resume:
+        if given or base:
+            raise ValueError("--resume takes everything from the run's own config.json; drop the other flags")
+        if not (Path(resume) / "config.json").is_file():
+            raise ValueError(f"--resume {resume}: no config.json there; give a run folder such as runs/sent")
+        config = dataclasses.replace(load_config(Path(resume) / "config.json"), out=resume)
+    else:
+        config = dataclasses.replace(load_config(Path(base)) if base else Config(), **given)
+    if config.out is None:
+        config.out = f"runs/{config.method}" + (f"-seed{config.seed}" if config.seed else "")
+    check(config, bool(resume))
+    return config, bool(resume)
+
+
+def method_settings(config: Config) -> dict[str, object]:
+    """The settings that were given; what is None stays the method's own default."""
+    return {name: value for name in METHOD_SETTINGS if (value := getattr(config, name)) is not None}
+
+
+def check(config: Config, resume: bool) -> None:
+    """Everything that can be refused before torch is imported. Raises ValueError with the flag and the remedy."""
+    check_settings(config.method, method_settings(config))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    least = {"steps": 1, "group_size": 2, "minibatches": 1, "epochs": 1, "questions_per_step": 1, "max_new_tokens": 1,
+             "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "keep_checkpoints": 1,
+             "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0, "warmup_steps": 0, "seed": 0,
+             "lr": 0, "weight_decay": 0, "temperature": 1e-6, "max_grad_norm": 1e-12}  # fmt: skip
+    for name, low in least.items():
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {low}, and finite")
+    if config.stages is not None and config.stages < 1:
+        raise ValueError(f"--stages {config.stages}: must be at least 1 (1 is plain shuffling)")
+    if config.minibatches > config.questions_per_step:
+        raise ValueError(f"--minibatches {config.minibatches} is more than --questions-per-step "
+                         f"{config.questions_per_step}: a minibatch needs a question")  # fmt: skip
+    if config.questions_per_step % (config.minibatches * world):
+        raise ValueError(f"--questions-per-step {config.questions_per_step} must be a multiple of minibatches x "
+                         f"processes = {config.minibatches} x {world}")  # fmt: skip
+    for name, choices in {"schedule": ("constant", "cosine"), "device": (None, "cpu", "cuda"),
+                          "estimator": ("frequency", "likelihood", "length_normalised")}.items():  # fmt: skip
+        if getattr(config, name) not in choices:
+            raise ValueError(f"--{name} {getattr(config, name)!r}: choose one of {', '.join(map(str, choices))}")
+    out = Path(config.out)
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty: --resume {out} continues that run, --out DIR starts another")
+
+
+# ---------------------------------------------------------------------------------------------- schedule
+def stage_at(step: int, steps: int, n_stages: int) -> int:
+    """Which stage a step belongs to: equal shares of the run, in order.
+
+    >>> [stage_at(s, 8, 4) for s in range(8)]
+    [0, 0, 1, 1, 2, 2, 3, 3]
+    """
+    return step * n_stages // steps
+
+
+def batch_at(step: int, steps: int, stages: list[list[int]], size: int, seed: int) -> list[int]:
+    """The questions of a step: a pure function of position, so a resumed run sees what it would have seen.
+
+    Inside its stage the run walks through shuffles of the stage, a new one each time around.
+
+    >>> batch_at(0, 4, [[0, 1], [2, 3]], 2, 0) in ([0, 1], [1, 0]), sorted(batch_at(2, 4, [[0, 1], [2, 3]], 2, 0))
+    (True, [2, 3])
+    """
+    import numpy as np
+
+    stage = stage_at(step, steps, len(stages))
+    first = next(s for s in range(step + 1) if stage_at(s, steps, len(stages)) == stage)
+    questions = stages[stage]
+    picked = []
+    for position in range((step - first) * size, (step - first + 1) * size):
+        around, place = divmod(position, len(questions))
+        picked.append(questions[np.random.default_rng([seed, stage, around]).permutation(len(questions))[place]])
+    return picked
+
+
+def lr_at(step: int, config: Config) -> float:
+    """Linear warm-up, then constant or a half cosine to 0.
+
+    >>> lr_at(0, Config(lr=1.0, warmup_steps=4)), lr_at(50, Config(lr=1.0, warmup_steps=4))
+    (0.25, 1.0)
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+# ---------------------------------------------------------------------------------------------- one step
+@dataclass
+class Run:
+    """What stays the same from step to step."""
+
+    config: Config
+    folder: Path
+    rank: int
+    world: int
+    device: typing.Any  # torch.device
+    tokenizer: typing.Any
+    model: typing.Any
+    reference: typing.Any  # the frozen start, or None when nothing reads it
+    optimizer: typing.Any
+    prompts: list[str]  # of the questions, chat template applied
+    questions: list
+    heldout_prompts: list[str]
+    heldout: list
+    stages: list[list[int]]
+    fork_after: tuple[str, ...] | None  # a fork is the token after one of these strings, where the task knows
+
+
+@dataclass
+class Batch:
+    """One rollout batch: what this rank trains on, and what all ranks know of all rows (for treatment and metrics)."""
+
+    rollout: typing.Any
+    old_logprobs: Tensor  # [b, T] this rank's rows
+    ref_logprobs: Tensor | None  # [b, T]
+    treatment: Treatment  # [b, T]
+    everything: dict[str, Tensor]  # [B, T] or [B], all rows of all ranks in global order
+    whole: Treatment  # [B, T]
+    questions: list[int]  # this step's questions, in global order
+    seconds: dict[str, float]
+
+
+def in_global_order(local: Tensor, config: Config, world: int) -> Tensor:
+    """Rows of this rank -> rows of all ranks, in the order one process would have; [b, ...] -> [B, ...].
+
+    A rank holds, for each minibatch, its share of that minibatch's questions.
+    """
+    from rollout import gather
+
+    rows = gather(local)  # rank by rank
+    parts = rows.unflatten(0, (world, config.minibatches, -1))
+    return parts.transpose(0, 1).flatten(0, 2)
+
+
+def collect(run: Run, step: int) -> Batch:
+    """Questions -> samples -> rewards -> advantages -> treatment. No gradient anywhere."""
+    import torch
+
+    from rollout import gathered, position_seed, sample, score
+
+    c, now = run.config, [time.perf_counter()]
+    seconds = {}
+
+    def took(what: str) -> None:
+        now.append(time.perf_counter())
+        seconds["seconds_" + what] = now[-1] - now[-2]
+
+    questions = batch_at(step, c.steps, run.stages, c.questions_per_step, c.seed)
+    mine = torch.tensor(questions).view(c.minibatches, run.world, -1)[:, run.rank].flatten().tolist()
+    with gathered(run.model):
+        seeds = [position_seed(c.seed, step, q) for q in mine]
+        rollout = sample(run.model, run.tokenizer, [run.prompts[q] for q in mine], c.group_size, c.max_new_tokens,
+                         c.temperature, seeds)  # fmt: skip
+    took("sample")
+    golds = [run.questions[q].gold for q in mine for _ in range(c.group_size)]
+    rights, _, statuses = zip(*map(grade, rollout.texts, golds), strict=True)
+    finished = rollout.finished.cpu()
+    rewards = torch.tensor(rights) * finished  # [b]; cut off: 0, even with a box in it
+    advantages = group_advantages(rewards.view(-1, c.group_size), scale=c.advantage_std).view(-1, 1)  # [b, 1]
+    took("grade")
+    with torch.no_grad():
+        old, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=c.tokens_per_micro_batch)
+        ref = old * 0 if run.reference is None else score(run.reference, rollout, c.temperature, with_entropy=False,
+                                                          tokens_per_micro_batch=c.tokens_per_micro_batch)[0]  # fmt: skip
+    took("score")
+    mask = rollout.mask
+    per_token = {"sampled": rollout.logprobs, "old": old, "ref": ref, "entropy": entropy, "mask": mask.float(),
+                 "advantages": advantages.to(old) * mask, "fork": fork_mask(run, rollout).to(old)}  # fmt: skip
+    per_row = {"reward": rewards, "finished": finished.float(),
+               **{s: torch.tensor([float(status == s) for status in statuses]) for s in ("missing", "unparsed", "capped")}}
+    tokens = in_global_order(torch.stack(list(per_token.values()), 1), c, run.world)  # [B, 7, T]
+    rows = in_global_order(torch.stack(list(per_row.values()), 1).to(old.device), c, run.world)  # [B, 5]
+    everything = dict(zip(per_token, tokens.unbind(1))) | dict(zip(per_row, rows.unbind(1)))
+    everything["mask"] = everything["mask"].bool()
+    whole = treat(c.method, everything["old"], everything["entropy"], everything["advantages"], everything["mask"],
+                  seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
+    own = torch.arange(len(tokens)).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
+    treatment = whole.rows(own.to(old.device), mask.shape[1])
+    ref = None if run.reference is None else ref
+    return Batch(rollout, old, ref, treatment, everything, whole, questions, seconds)
+
+
+def fork_mask(run: Run, rollout) -> Tensor:
+    """Where the task says that a choice is made: the text before the token ends with one of run.fork_after; [b, T]."""
+    import torch
+
+    forks = torch.zeros_like(rollout.mask)
+    if run.fork_after:
+        pieces = {}  # token id -> text: decoding each id once, not each position
+        longest = max(map(len, run.fork_after))
+        for i, (tokens, length) in enumerate(zip(rollout.tokens.tolist(), rollout.mask.sum(1).tolist(), strict=True)):
+            text = run.tokenizer.decode(rollout.prompt_tokens[i][rollout.prompt_mask[i].bool()][-longest:])
+            for t, token in enumerate(tokens[:length]):
+                forks[i, t] = text.endswith(run.fork_after)
+                if token not in pieces:
+                    pieces[token] = run.tokenizer.decode([token])
+                text = (text + pieces[token])[-longest:]
+    return forks
+
+
+def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
+    """Minibatches: forward, loss, backward, clip, step. Raises FloatingPointError before a bad update is applied."""
+    import torch
+
+    from rollout import gather, micro_batches, score
+
+    c, clipped, tokens, norms = run.config, 0, 0, []
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr_at(step, c)
+    per_minibatch = len(batch.old_logprobs) // c.minibatches
+    masks = batch.everything["mask"].chunk(c.minibatches)  # of all ranks: the divisor is global
+    for _, m in ((e, m) for e in range(c.epochs) for m in range(c.minibatches)):
+        rows = torch.arange(m * per_minibatch, (m + 1) * per_minibatch)
+        pieces = micro_batches(batch.rollout.rows(rows).lengths, c.tokens_per_micro_batch)
+        most = int(gather(torch.tensor([len(pieces)], device=masks[0].device)).max())
+        count = normaliser(batch.treatment.average, masks[m], c.max_new_tokens)
+        for i in range(most):
+            # every rank runs as many forwards as the busiest: sharded layers are gathered by all or by none
+            index = rows[pieces[i % len(pieces)]]
+            part = batch.rollout.rows(index)
+            width = part.mask.shape[1]
+            treatment = batch.treatment.rows(index, width)
+            logprobs, entropy = score(run.model, part, c.temperature, with_entropy=treatment.entropy_coef > 0)
+            ref = None if batch.ref_logprobs is None else batch.ref_logprobs[index, :width]
+            loss, stats = policy_loss(logprobs, batch.old_logprobs[index, :width], ref, treatment, part.mask, entropy)
+            real = i < len(pieces)
+            # x world: sharded gradients are averaged over ranks, the loss is a sum over them
+            (loss.sum() * (real * run.world / count)).backward()
+            clipped += stats["clipped"].item() * real
+            tokens += int(part.mask.sum()) * real
+        norm = torch.nn.utils.clip_grad_norm_(parameters, c.max_grad_norm)
+        norm = norm.full_tensor().item() if hasattr(norm, "full_tensor") else norm.item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm of minibatch {m} is {norm}")
+        norms.append(norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+    counts = gather(torch.tensor([[float(clipped), float(tokens)]], device=masks[0].device)).sum(0)
+    return {"clip_fraction": (counts[0] / counts[1]).item(), "grad_norm": sum(norms) / len(norms), "lr": lr_at(step, c)}
+
+
+# ---------------------------------------------------------------------------------------------- metrics
+def measure(batch: Batch, config: Config) -> dict[str, float | None]:
+    """The step's metrics over all rows of all ranks, weighted by token; README has the glossary. Entropies in nats."""
+    e = batch.everything
+    mask, entropy, fork = e["mask"], e["entropy"], e["fork"].bool()
+    rewards = e["reward"].view(-1, config.group_size)
+    inside = entropy[mask]
+    covariance = token_covariance(e["old"], e["advantages"], mask)
+    cov = covariance[mask]
+    lengths, finished = mask.sum(1).float(), e["finished"].bool()
+    kl_weight = batch.whole.kl_weight[mask]
+    treated = kl_weight > 0
+    high = treated & (kl_weight > kl_weight[treated].min()) if treated.any() else treated
+
+    def mean(x: Tensor) -> float | None:
+        return x.float().mean().item() if x.numel() else None
+
+    return {
+        "reward": mean(rewards),
+        "pass_at_g": mean(rewards.amax(1)),
+        "groups_all_right": mean(rewards.amin(1)),
+        "groups_all_wrong": mean(1 - rewards.amax(1)),
+        "entropy": mean(inside),
+        **{f"entropy_q{q}": threshold(inside, f"{q}%") for q in (10, 50, 90)},
+        "entropy_fork": mean(entropy[mask & fork]),
+        "entropy_other": mean(entropy[mask & ~fork]) if fork.any() else None,
+        "truncated": mean(~finished),
+        "finished_length": mean(lengths[finished]),
+        **{status: mean(e[status]) for status in ("missing", "unparsed", "capped")},
+        "kl_ref": mean(k3(e["old"], e["ref"])[mask]) if batch.ref_logprobs is not None else None,
+        "share_low": mean(treated & ~high),
+        "share_high": mean(high),
+        "share_no_gradient": mean(batch.whole.pg_weight[mask] == 0),
+        "cov_mean": mean(cov),
+        "cov_q99": threshold(cov, "99%"),
+        "logprob_gap": (e["sampled"] - e["old"])[mask].abs().max().item(),
+        "tokens": int(mask.sum()),
+    }
+
+
+def troubles(metrics: list[dict], config: Config) -> dict[str, str]:
+    """What the metrics so far say is wrong, in words: {name: cause and remedy}. Each is printed once."""
+    m, first = metrics[-1], metrics[0]
+    recent = metrics[-20:]
+    equal = m["groups_all_right"] + m["groups_all_wrong"] == 1
+    found = {
+        "truncated": (first["truncated"] > 0.5, f"{first['truncated']:.0%} of the first answers were cut off at "
+                      f"--max-new-tokens {config.max_new_tokens} and count as wrong; raise it or prompt for less"),
+        "unparsed": (m["missing"] + m["unparsed"] > 0.99, "no answer could be read: does the model put it in \\boxed{} "
+                     "or after 'Answer:'? set --instruction, and look at samples.jsonl"),
+        "equal groups": (equal, "every group is all right or all wrong: every advantage is 0 and nothing is learned "
+                         "from this batch; take easier (or harder) questions or a larger --group-size"),
+        "no reward": (len(recent) >= min(20, config.steps) and not any(r["reward"] for r in recent),
+                      f"reward was 0 in all of the last {len(recent)} steps: a policy that is never right cannot "
+                      "learn from this reward; take easier questions, a better base, or check the golds"),
+        "collapse": (m["entropy"] < 0.1 * first["entropy"], f"entropy fell to {m['entropy']:.3f} nats, under a tenth "
+                     "of its start: the policy is nearly deterministic; lower --lr, or raise --beta-low"),
+        "explosion": (m["entropy"] > 2 * first["entropy"] + 0.1, f"entropy rose to {m['entropy']:.2f} nats, over twice "
+                      "its start: the policy forgets; lower --lr, --entropy-coef, or --temperature"),
+        "gap": (m["logprob_gap"] > 1e-3, f"sampled and scored log-probs differ by up to "
+                f"{m['logprob_gap']:.3g} nats: the sampling policy is not the one that is trained"),
+        "untreated": (m["share_low"] + m["share_high"] == 0 and "beta_low" in settings_of(config.method)
+                      and config.beta_low != 0, "the treatment selects no token: look at --tau-entropy"),
+        "one update": (config.method in ("kl_cov", "sent_release") and config.minibatches * config.epochs == 1,
+                       "with one update per rollout a penalty against pi_old has no gradient: this is plain policy "
+                       "gradient; use --minibatches 2"),
+        "no gradient": (m["grad_norm"] == 0 and not equal, "the gradient is 0 although groups differ: every treated "
+                        "token is clipped or masked; look at --clip-low, --clip-high, --fork-share"),
+    }  # fmt: skip
+    return {name: text for name, (holds, text) in found.items() if holds}
+
+
+def sample_rows(run: Run, batch: Batch, step: int, rows: int = 32) -> Iterator[dict]:
+    """The first answers of this rank with what happened to each token: for the pictures, and to read."""
+    covariance = token_covariance(batch.everything["old"], batch.everything["advantages"], batch.everything["mask"])
+    r, g = batch.rollout, run.config.group_size
+    own = batch.everything["mask"].shape[0] // run.world // run.config.minibatches  # rank 0's rows of minibatch 0
+    forks = fork_mask(run, r)
+    for i in range(min(rows, own)):
+        n = int(r.mask[i].sum())
+        question = run.questions[batch.questions[i // g]]
+        values = {
+            "entropy": batch.everything["entropy"][i], "logprob": batch.old_logprobs[i], "covariance": covariance[i],
+            "kl_weight": batch.treatment.kl_weight[i], "pg_weight": batch.treatment.pg_weight[i],
+        }  # fmt: skip
+        yield {
+            "step": step, "id": question.id, "prompt": run.prompts[batch.questions[i // g]], "response": r.texts[i],
+            "reward": batch.everything["reward"][i].item(), "advantage": batch.everything["advantages"][i, 0].item(),
+            "tokens": [run.tokenizer.decode([t]) for t in r.tokens[i, :n].tolist()],
+            **{name: [round(x, 5) for x in value[:n].tolist()] for name, value in values.items()},
+            "fork": forks[i, :n].tolist() if run.fork_after else None,
+        }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- files
+def append(path: Path, lines: list[dict]) -> None:
+    """Add JSON lines. A write that fails half-way leaves a torn last line, which `keep_until` drops on resume."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def keep_until(path: Path, step: int) -> list[dict]:
+    """Rewrite a file of JSON lines with the steps before `step` only; returns them. A torn last line is said."""
+    if not path.exists():
+        return []
+    kept = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not JSON; repair or remove the line") from None
+            print(f"{path}: the last line was torn when the run died; dropped", file=sys.stderr)
+            continue
+        if row["step"] < step:
+            kept.append(row)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write beside and rename: whoever looks sees the old file or the new one, never half of one."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first. What is being written has another name."""
+    return sorted(p for p in (folder / "checkpoints").glob("step-*") if p.suffix != ".tmp")
+
+
+def training_state(run: Run) -> dict:
+    """Weights and AdamW moments by parameter name, tensors only: torch.distributed.checkpoint pickles anything else.
+
+    The rest of the optimizer (learning rate, betas) is the config's; filled in place by a load in any number of processes.
+    """
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    return {"model": model, "moments": optimizer["state"]}
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """A checkpoint's index is a pickle: look at every name in it before torch loads it. Raises ValueError."""
+    import pickle
+
+    import torch
+
+    class Names(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> typing.Any:
+            plain = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+            known = (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
+            path = module.startswith("pathlib") and name in ("PosixPath", "WindowsPath")
+            if plain or known or path or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+                return super().find_class(module, name)
+            raise ValueError(f"{folder}: its index names {module}.{name}, which no checkpoint of ours does; not loaded")
+
+    try:
+        with (folder / ".metadata").open("rb") as file:
+            Names(file).load()
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{folder}: not a whole checkpoint ({error}); remove it to go on from the one before") from None
+
+
+def save_checkpoint(run: Run, next_step: int, score: float | None) -> None:
+    """Everything a resumed run needs; the rest (data order, random numbers, schedule) is a function of the step."""
+    import torch.distributed.checkpoint as dcp
+
+    from rollout import barrier
+
+    final = run.folder / "checkpoints" / f"step-{next_step:07d}"
+    beside = final.with_suffix(".tmp")
+    if run.rank == 0:
+        shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed here
+    barrier()
+    dcp.save(training_state(run), checkpoint_id=beside, no_dist=run.world == 1)
+    if run.rank == 0:
+        (beside / "meta.json").write_text(json.dumps({"next_step": next_step, "score": score}))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(beside, final)
+        whole = checkpoints(run.folder)
+        scores = {p: json.loads((p / "meta.json").read_text())["score"] for p in whole}
+        best = max((p for p in whole if scores[p] is not None), key=scores.get, default=None)
+        for old in whole[: -run.config.keep_checkpoints]:
+            if old != best:
+                shutil.rmtree(old)
+    barrier()
+
+
+def load_checkpoint(run: Run) -> int:
+    """Fill model and optimizer from the newest checkpoint; returns the step to go on with (0: there is none yet)."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    whole = checkpoints(run.folder)
+    if not whole:
+        return 0
+    refuse_foreign_code(whole[-1])
+    state = training_state(run)
+    dcp.load(state, checkpoint_id=whole[-1], no_dist=run.world == 1)
+    _, optimizer = get_state_dict(run.model, run.optimizer)
+    optimizer["state"] = state["moments"]
+    set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
+    return json.loads((whole[-1] / "meta.json").read_text())["next_step"]
+
+
+# ---------------------------------------------------------------------------------------------- the run
+class Broken(RuntimeError):
+    """The run must stop: a number that is not one, or two policies where there should be one. Exit code 1."""
+
+
+def locate(config: Config) -> tuple[str, str, str | None]:
+    """Model, questions and held-out questions; the word arithmetic becomes the paths of the embedded task."""
+    paths = [config.model, config.questions, config.heldout]
+    if config.heldout is None and config.questions == "arithmetic":
+        paths[2] = "arithmetic"
+    if "arithmetic" in paths:
+        from arithmetic import ensure
+
+        paths = [str(built) if path == "arithmetic" else path for path, built in zip(paths, ensure(), strict=True)]
+    return tuple(paths)
+
+
+def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
+    """Load everything, what is quick to refuse first; returns the run, its next step and its metrics so far."""
+    from curriculum import load_questions, render
+
+    model_path, questions_path, heldout_path = locate(config)
+    questions = load_questions(questions_path)
+    heldout = load_questions(heldout_path) if heldout_path and config.eval_samples else []
+
+    import torch
+
+    from rollout import barrier, distributed, load_model, load_tokenizer, shard
+
+    rank, world, device = distributed(config.device)
+    tokenizer = load_tokenizer(model_path)
+    prompts, kept = render(questions, tokenizer, config.instruction, config.max_prompt_tokens)
+    questions = [questions[i] for i in kept]
+    heldout_prompts, kept = render(heldout, tokenizer, config.instruction, config.max_prompt_tokens)
+    heldout = [heldout[i] for i in kept]
+    model = load_model(model_path, device, torch.float32, config.attention)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    model = shard(model)
+    needs_reference = config.log_kl or reads_reference(config)
+    reference = shard(load_model(model_path, device, torch.float32, config.attention)) if needs_reference else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    folder = Path(config.out)
+    run = Run(config, folder, rank, world, device, tokenizer, model, reference, optimizer, prompts, questions, heldout_prompts,
+              heldout, [], read_forks(model_path))  # fmt: skip
+    if rank == 0:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    barrier()
+    start = load_checkpoint(run)
+    history = keep_until(folder / "metrics.jsonl", start) if rank == 0 else []
+    if rank == 0:
+        keep_until(folder / "samples.jsonl", start)
+    run.stages = make_stages(run, model_path)
+    return run, start, history
+
+
+def reads_reference(config: Config) -> bool:
+    """Whether this method's loss can read the frozen start; if not, no second model is needed."""
+    settings = settings_of(config.method) | method_settings(config)
+    return bool(settings.get("beta_low") or settings["kl_coef"] or config.method == "sent_release")
+
+
+def make_stages(run: Run, model_path: str) -> list[list[int]]:
+    """The curriculum: a given file, one this run has made, or a new one. One stage is plain shuffling and needs none."""
+    c = run.config
+    n = c.stages or (4 if c.method in ("sent", "sent_release") else 1)
+    if n == 1 and c.curriculum is None:
+        return [list(range(len(run.questions)))]
+
+    from curriculum import load_curriculum, semantic_order, stages
+    from rollout import barrier, gathered
+
+    path = run.folder / "curriculum.jsonl"
+    if c.curriculum:
+        if run.rank == 0:
+            shutil.copyfile(c.curriculum, path)
+        barrier()
+    else:
+        with gathered(run.model):
+            semantic_order(...)
+    order = load_curriculum(path, run.questions)
+    return stages(order[::-1] if c.reverse else order, n)
+
+
+def read_forks(model_path: str) -> tuple[str, ...] | None:
+    """A task may ship forks.json beside its model: {"after": [...]}, strings after which the next token is a choice."""
+    path = Path(model_path) / "forks.json"
+    return tuple(json.loads(path.read_text())["after"]) if path.is_file() else None
+
+
+def held_out(run: Run, samples: int, position: int) -> dict:
+    """avg@k, pass@k and per-question counts on the held-out questions, `samples` answers each."""
+    from evaluate import evaluate
+
+    from rollout import gathered
+
+    c = run.config
+    with gathered(run.model):
+        return evaluate(...)
+
+
+def interruptible() -> list[int]:
+    """SIGTERM and Ctrl-C ask the loop to stop after this step; a second one stops at once. Returns what was caught."""
+    caught: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        caught.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return caught
+
+
+def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
+    """Rollout, update and, when due, evaluation: the step's line for metrics.jsonl and its rows for samples.jsonl."""
+    c, began = run.config, time.perf_counter()
+    batch = collect(run, step)
+    m = {"step": step, "stage": stage_at(step, c.steps, len(run.stages)), **measure(batch, c)}
+    if step == 0 and c.device != "cuda" and m["logprob_gap"] > 1e-3:
+        raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
+    evaluating = c.eval_every > 0 and (step + 1) % c.eval_every == 0
+    rows = list(sample_rows(run, batch, step)) if step == 0 or evaluating else []
+    updating = time.perf_counter()
+    m |= update(run, batch, step) | batch.seconds
+    m["seconds_update"] = time.perf_counter() - updating
+    m["seconds"] = time.perf_counter() - began
+    m["tokens_per_second"] = m["tokens"] / m["seconds"]
+    if evaluating and run.heldout:
+        e = held_out(run, 16, step + 1)
+        m |= {f"eval_{name}": e[name] for name in ("avg_at_16", "avg_at_16_se", "pass_at_16", "pass_at_16_se")}
+    return m, rows
+
+
+def train(run: Run, start: int, history: list[dict]) -> int:
+    """The loop. Returns 0 when the last step is done, else the exit code of the signal that stopped it."""
+    import torch
+    from tqdm import tqdm
+
+    from rollout import gather
+
+    c, caught, said = run.config, interruptible(), set()
+    bar = tqdm(range(start, c.steps), initial=start, total=c.steps, disable=run.rank > 0, desc=c.method)
+    for step in bar:
+        m, rows = one_step(run, step)
+        if run.rank == 0:
+            append(run.folder / "metrics.jsonl", [m])
+            append(run.folder / "samples.jsonl", rows)
+            history.append(m)
+            report(bar, history, c, said)
+        stopped = int(gather(torch.tensor([max(caught, default=0)], device=run.device)).max())  # a signal to one rank stops all, together
+        if stopped or (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
+            save_checkpoint(run, step + 1, m.get("eval_avg_at_16"))
+        if stopped and step + 1 < c.steps:
+            if run.rank == 0:
+                bar.close()
+                print(f"stopped after step {step}; go on with: python train.py --resume {run.folder}", file=sys.stderr)
+            return 128 + stopped
+    return 0
+
+
+def report(bar, history: list[dict], config: Config, said: set[str]) -> None:
+    """The progress bar, one line every log_every steps, and each warning once."""
+    m = history[-1]
+    bar.set_postfix(reward=f"{m['reward']:.2f}", entropy=f"{m['entropy']:.3f}", s=f"{m['seconds']:.2f}")
+    if m["step"] % config.log_every == 0 or m["step"] + 1 == config.steps:
+        line = (f"step {m['step']:4d}  reward {m['reward']:.3f}  pass@{config.group_size} {m['pass_at_g']:.3f}  "
+                f"entropy {m['entropy']:.3f} nats  equal groups {m['groups_all_right'] + m['groups_all_wrong']:.0%}  "
+                f"truncated {m['truncated']:.0%}  |grad| {m['grad_norm']:.2f}  {m['tokens_per_second']:.0f} tok/s")  # fmt: skip
+        if "eval_avg_at_16" in m:
+            line += f"  held-out avg@16 {m['eval_avg_at_16']:.3f} pass@16 {m['eval_pass_at_16']:.3f}"
+        bar.write(line)
+    for name, text in troubles(history, config).items():
+        if name not in said:
+            said.add(name)
+            bar.write(f"warning, step {m['step']}: {text}")
+
+
+def save_model(run: Run, folder: Path) -> None:
+    """The policy and its tokenizer as an ordinary Hugging Face folder, whole or not at all."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if run.rank == 0:
+        beside = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        run.model.save_pretrained(beside, state_dict=weights)
+        run.tokenizer.save_pretrained(beside)
+        if run.fork_after:
+            (beside / "forks.json").write_text(json.dumps({"after": run.fork_after}))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+
+
+def evaluate_and_note(run: Run, name: str) -> None:
+    """`start` or `end` of evaluation.json: pass@k for all k up to --eval-samples, counts per question. Made once."""
+    path = run.folder / "evaluation.json"
+    noted = json.loads(path.read_text()) if path.exists() else {}
+    if run.heldout and name not in noted:
+        result = held_out(run, run.config.eval_samples, 0 if name == "start" else run.config.steps)
+        if run.rank == 0:
+            replace_file(path, json.dumps(noted | {name: result}) + "\n")
+            print(f"{name}: held-out avg@16 {result['avg_at_16']:.3f}, pass@16 {result['pass_at_16']:.3f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 broken numbers, 2 bad input, 128 + n stopped by signal n."""
+    try:
+        config, resume = parse(argv)
+        run, start, history = setup(config, resume)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    evaluate_and_note(run, "start")
+    code = train(run, start, history)
+    if code == 0:
+        evaluate_and_note(run, "end")
+        save_model(run, run.folder / "model")
+        if config.figures and run.rank == 0:
+            from figures import draw
+
+            draw([run.folder], run.folder / "figures")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
