@@ -51,6 +51,7 @@ LOOK = {"font.size": 14, "axes.titlesize": 15, "figure.titlesize": 18, "figure.t
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
         "text.parse_math": False, "svg.hashsalt": "nanosent"}  # fmt: skip
 FIT_SHARE = 0.36  # of the run, that R = -a e^H + b is fitted to
+POWERS = [str(2**i) for i in range(20)]  # the k of pass@k that are drawn
 LINES = 3  # of an answer, that a heat map shows
 HOT = 1.2  # nats: the darkest cell of a heat map, a choice between three or four
 
@@ -245,6 +246,8 @@ def curves(groups: list[Group]):
 
 def grid(groups: list[Group]):
     """One column per method; rows entropy | avg@16 | pass@16; all on the same axes, the other methods grey behind."""
+    if len(groups) < 2:
+        return None  # nothing to compare: `curves` shows it
     fig, axes = canvas("Each method against all others (grey), on the same axes", 3, len(groups), sharex=True,
                        sharey="row", size=(max(9, min(20, 3.2 + 1.65 * len(groups))), 8.5))  # fmt: skip
     rows = {"entropy": "entropy\n(nats per token)", "avg_at_16": "held-out\navg@16", "pass_at_16": "held-out\npass@16"}
@@ -353,7 +356,7 @@ def pass_at_k(groups: list[Group]):
     base = {"color": "black", "linestyle": "-", "marker": "*", "linewidth": 3, "markersize": 12}
     for g in groups:
         both = [[(run.evaluation.get(when) or {}).get("pass_at_k", {}) for run in g.runs] for when in ("start", "end")]
-        start, end = ([{int(k): p for k, p in found.items()} for found in runs] for runs in both)
+        start, end = ([{int(k): p for k, p in found.items() if k in POWERS} for found in runs] for runs in both)
         if not ks:
             curve(ax, "base, before", start, base)
         curve(ax, g.label, end, g.style)
