@@ -1,38 +1,40 @@
-r"""Answers as text: extract one, give it a canonical key, compare, reward, cluster. Nothing here evaluates code.
+r"""Answers as text: extract one, give it a canonical key, compare, reward, cluster. Nothing a model writes is executed.
 
-Two answers mean the same when their keys are equal, so clustering is grouping by key: reflexive, symmetric, transitive
-and blind to order. A recursive-descent reader turns LaTeX or plain notation into values: rationals stay exact, closed
-forms are mpmath numbers of 256 bits rounded to 100, letters are evaluated at three fixed points. Work is bounded by
-counts (characters, depth, bits, operations), never by clocks, so a loaded machine gives the same verdict as an idle one.
-Not sympy: its parser executes code, and its equality search has no bound.
+Two answers mean the same when their keys are equal, so a cluster is all answers with one key: reflexive, symmetric,
+transitive and blind to order by construction. A recursive-descent reader turns LaTeX, plain text and unicode into values:
+rationals stay exact, other closed forms are mpmath numbers of 256 bits compared at 100, letters are evaluated at three
+fixed points. Work is bounded by counts (characters, depth, bits, steps), not by clocks: a loaded machine gives the same
+verdict as an idle one. Rejected: sympy, whose parser executes code and whose equality search has no bound; asking a judge
+pair by pair (math-verify), whose verdicts are not transitive, so that clusters depend on the order of the samples.
 
->>> answer_key(r"\frac{1}{2}") == answer_key("0.5"), same_answer("2\\pi R", "2\\pi r")
-(True, False)
->>> reward(r"First \boxed{17}, no: \boxed{x = \tfrac{339}{3}}", "113")
+>>> same_answer(r"\frac{1}{2}", "0.5"), same_answer(r"2\pi R", r"2\pi r"), same_answer("x(x+1)", "x^2+x")
+(True, False, True)
+>>> reward(r"First \boxed{17}, but no: \boxed{x = \tfrac{339}{3}}", "113")
 1.0
 >>> cluster_answers(["1/2", "0.5", None, "2", None])
 [0, 0, 1, 2, 3]
 """
 
+import functools
 import math
+import operator
 import re
 import threading
 import unicodedata
 from collections.abc import Hashable
 from fractions import Fraction
-from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
 import mpmath
 from mpmath.libmp import ln2_fixed, ln10_fixed, mpf_pos, pi_fixed
 
-MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_WORK = 8_000, 60, 4_096, 6_000  # beyond: the text itself is the key ("capped")
+MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_WORK = 8_000, 50, 4_096, 4_000  # beyond one of them the text itself is the key
 PRECISION, ROUNDING, POINTS = 256, 100, 3  # bits computed, bits compared, evaluation points of a letter
+INFINITE, NOTHING = mpmath.inf, Fraction(0)
 
-# mpmath's constant caches are not thread-safe while they grow: grow them once, past anything that is asked for below.
 for _fixed in (pi_fixed, ln2_fixed, ln10_fixed):
-    _fixed(4_000)
+    _fixed(4_000)  # mpmath's caches of constants are not thread-safe while they grow: grow them past any use, once
 
 
 class _Unreadable(Exception):
@@ -43,263 +45,206 @@ class _Capped(Exception):
     """Too long, deep, large or costly."""
 
 
-class _Absurd(Exception):
-    """Reads well but means nothing (1/0, infinity - infinity)."""
-
-
-class _Context(threading.local):
-    """One mpmath context per thread: mpmath raises and restores the precision of a shared one while it works."""
+class _Thread(threading.local):
+    """One mpmath context per thread: while it works, mpmath raises and restores the precision of its context."""
 
     def __init__(self) -> None:
-        self.mp = type(mpmath.mp)()
+        self.mp, self.letters = type(mpmath.mp)(), {}
         self.mp.prec = PRECISION
-        self.letters: dict = {}
 
 
-_CONTEXT = _Context()
+_thread = _Thread()
 
 
 class _Box(NamedTuple):
-    """A value that is no number: kind "tuple", "set", "intervals", "matrix", or "key" (finished)."""
+    """A value that is no number: "tuple" and "set" of (value, key), "region" of intervals, "matrix", "ratio", "key"."""
 
     kind: str
     data: object
 
 
-# ------------------------------------------------------------------ tables
-_FUNCTIONS = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp sqrt arg re im floor ceil".split()}
-_FUNCTIONS |= {"arc" + name: "a" + name for name in "sin cos tan cot sec csc".split()}
-_FUNCTIONS |= {"asin": "asin", "acos": "acos", "atan": "atan", "ln": "log", "log": "log", "lg": "log10", "abs": "fabs"}
-_FUNCTIONS |= {"Re": "re", "Im": "im", "arsinh": "asinh", "arcosh": "acosh", "artanh": "atanh"}
-_ANGLES = {name for name in _FUNCTIONS if name[:3] in ("sin", "cos", "tan", "cot", "sec", "csc")}
-_OPS = {"cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
-        "geq": ">=", "geqslant": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "approx": "~", "in": "in",
-        "cup": "cup", "cap": "cap", "setminus": "minus", "backslash": "minus", "pm": "pm", "mp": "mp", "mid": "|",
-        "vert": "|", "lvert": "|", "rvert": "|", "|": "|", "colon": ":", "equiv": "=", "implies": ",", "bmod": "mod",
-        "iff": "=", "%": "%", "$": "usd", "{": "set{", "}": "set}", "lbrace": "set{", "rbrace": "set}", "&": ",",
-        "\\": "row", "newline": "row", "and": ",", "or": "or", "quad": " ", "qquad": " ", "land": ",", "lor": "or",
-        "wedge": ",", "vee": "or", "circ": "circ", "degree": "deg", "prime": "'", "simeq": "~", "euro": "eur",
-        "pounds": "gbp", "langle": "langle", "rangle": "rangle", "lfloor": "lfloor", "rfloor": "rfloor",
-        "lceil": "lceil", "rceil": "rceil", "sqrt": "sqrt", "pmod": "pmod", "mod": "mod", "cdotp": "*", "to": "->"}
-_WORD_OPS = {"and": ",", "or": "or", "is": "=", "are": "=", "equals": "=", "pi": "\\pi", "infty": "\\infty",
-             "infinity": "\\infty", "oo": "\\infty", "inf": "\\infty", "percent": "%", "pct": "%", "mod": "mod"}
-_SKIP = set("left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle limits "
-            "nolimits mathbf boldsymbol bm mathit mathsf mathcal mathbb rm bf it boxed fbox , ! ; : > quad qquad "
-            "scriptstyle hfill hspace vspace overbrace underbrace ensuremath".split()) | {" ", "\n", "(", ")", "[", "]"}
-_TEXT = "text|mbox|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|operatorname|hbox|emph"
-_ACCENTS = set("bar overline vec hat dot ddot tilde widehat overrightarrow overleftarrow widetilde".split())
-_BRACKETS = {"(": ")", "[": "]", "{": "}", "set{": "set}", "langle": "rangle", "lfloor": "rfloor", "lceil": "rceil"}
-_CLOSERS = set(_BRACKETS.values())
-_RELATIONS = {"=", "<", ">", "<=", ">=", "!=", "in", "~"}
-_BINARY = {"cup": 1, "cap": 1, "minus": 1, "+": 2, "-": 2, "pm": 2, "mp": 2, "*": 3, "/": 3, "^": 5}
-_SHORT_WORDS = set("yes no odd all any red one two six ten may sun mon tue wed thu fri sat not nor".split())
+# ------------------------------------------------------------------ tables: what the notation knows
+_OPERATORS = {":": 1, "\\cup": 2, "\\cap": 2, "\\setminus": 2, "mod": 2, "+": 3, "-": 3, "\\pm": 3, "\\mp": 3, "*": 4,
+              "/": 4, "^": 6}  # how strongly they bind
+_RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "≈")
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\langle": "\\rangle", "\\lfloor": "\\rfloor",
+             "\\lceil": "\\rceil"}
+_FUNCTIONS = {n: n for n in "sin cos tan cot sec csc sinh cosh tanh coth exp arg floor ceil gamma asin acos atan".split()}
+_FUNCTIONS |= {"arc" + n: "a" + n for n in "sin cos tan cot sec csc".split()}
+_FUNCTIONS |= {"ln": "log", "log": "log", "lg": "log10", "abs": "fabs", "Re": "re", "Im": "im"}
+_pairs = iter(r"""\cdot * \times * \ast * \div / \le <= \leq <= \leqslant <= \ge >= \geq >= \geqslant >= \lt < \gt > \ne !=
+    \neq != \in in \mid | \vert | \lvert | \rvert | \| | \colon : \equiv = \iff = \implies , \approx ≈ \simeq ≈ \doteq ≈ \land ,
+    \wedge , \lor or \vee or \lbrace \{ \rbrace \} \backslash \setminus \dfrac \frac \tfrac \frac \cfrac \frac \dbinom \binom
+    \tbinom \binom \varnothing \emptyset \bmod mod \pmod mod \mod mod \% "% % "% \$ "usd \euro "eur \pounds "gbp \& , & ,
+    ** ^ == = := = ≡ = ; , \newline \\ and , is = are = equals = pi \pi infty \infty infinity \infty oo \infty sqrt \sqrt
+    percent "% pct "% \degree "deg \and , \or or \lparen ( \rparen )""".split())
+_SYNONYMS = dict(zip(_pairs, _pairs, strict=True))
+_SKIP = {"\\" + n for n in "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle scriptstyle limits bf rm "
+         "nolimits mathbf boldsymbol bm mathit mathsf mathcal mathbb it boxed fbox quad qquad , ! ; : ( ) [ ]".split()} | {
+         "\\ ", "\\\n", "$", "~"}
 _UNITS = {}
 for _row in """m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|nm|in inch inche
-ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb lbs pound|oz ounce|ton tonne|s sec second|min minute
-h hr hour|day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur euro|gbp|N newton|J joule|kJ|W watt|kW
-V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|C|F|mol mole|L liter litre|mL ml milliliter|gal gallon
-qt quart|pt pint|cup|mph|kph|am|pm|cal calorie|kcal|eV|keV|MeV|AU|pc|T|Wb|ohm|dB|erg|dyne|acre|ha|prime""".replace(
-        "\n", "|").split("|"):
+ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce|ton tonne|s sec second|min minute|h hr hour
+day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur euro|gbp|N newton|J joule|kJ|W watt|kW|V volt
+A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole|L liter litre|mL ml milliliter|gal gallon|qt quart
+pt pint|cup|mph|kph|am|pm|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg|acre|'""".replace("\n", "|").split("|"):
     for _name in _row.split():
         _UNITS[_name] = _UNITS[_name + "s" if len(_name) > 1 else _name] = _row.split()[0]
-_POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3}
+_SHORT_WORDS = set("yes no odd all any red one two six ten may sun mon tue wed thu fri sat not nor none".split())
+_UNICODE = dict(zip("−–—×·⋅∙÷⁄≤≥⩽⩾≠′’″，（）", "- - - * * * * / / <= >= <= >= != ' ' '' , ( )".split(), strict=True)) | {
+    c: f"\\{n} " for c, n in zip("∞√°∪∩∈∅±∓≈€£⟨⟩⌊⌋⌈⌉∠△ℏ∖", "infty sqrt degree cup cap in emptyset pm mp approx euro pounds "
+                                 "langle rangle lfloor rfloor lceil rceil angle triangle hbar setminus".split(), strict=True)} | {
+    "ℝ": "\\mathbb{R}", "\x0c": "\\f", "\x08": "\\b", "\xa0": "\\,", "\u2009": "\\,", "\u202f": "\\,"}
 
-_UNICODE = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/",
-    "≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≠": "!=", "≈": "\\approx ", "∞": "\\infty ", "√": "\\sqrt ",
-    "°": "^\\circ ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "′": "'",
-    "’": "'", "‘": "'", "″": "''", "±": "\\pm ", "∓": "\\mp ", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}",
-    "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "⅕": "\\frac{1}{5}", "⅙": "\\frac{1}{6}",
-    "⅛": "\\frac{1}{8}", "⅜": "\\frac{3}{8}", "⅝": "\\frac{5}{8}", "⅞": "\\frac{7}{8}", "€": "\\euro ",
-    "£": "\\pounds ", "⟨": "\\langle ", "⟩": "\\rangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ",
-    "⌉": "\\rceil ", "∠": "\\angle ", "△": "\\triangle ", "ℏ": "\\hbar ", "，": ",", "\x0c": "\\f", "\x08": "\\b",
-    "\u202f": "\\,", "\u2009": "\\,", "\xa0": "\\,", **{c: f"^{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-    **{c: f"_{{{i}}}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}, "ⁿ": "^{n}", "⁻": "^-",
-    **{c: f"\\{n} " for c, n in zip(
-        "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi "
-        "rho sigma tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(), strict=True)}})
-
-# No pattern below backtracks more than a constant: alternatives differ early, and repeats are possessive (`*+`, `{3}++`).
+# No pattern backtracks more than a constant: alternatives differ at once, and repeats are possessive (`*+`, `{3}++`).
+_TEXT = r"\\(?:text|mbox|textbf|textit|textrm|textnormal|textsf|mathrm|operatorname|hbox|emph)\s{0,3}+\{"
+_INSIDE = r",\\!\s?+|\{,\}|\\,|\\ |~"  # thousands separators; outside brackets also a bare comma or space
+_TOKEN = [re.compile(
+    r"(?P<comma>" + comma + r"\d++\{,\}(?!\d{3}(?!\d))\d++)"
+    r"|(?P<number>(?:\d{1,3}(?:(?:" + separators + r")\d{3})++(?!\d)|\d++)(?:\.\d*+\\(?:overline|bar)\s?+\{\d{1,40}+\}|\.\d++|"
+    r"\.(?!\d))?+(?:[eE][+-]?\d++(?![\d.]))?|\.\d++)"
+    r"|(?P<text>" + _TEXT + r")|\\(?P<env>(?:begin|end)\s?+\{[a-zA-Z]++)\*?+\}(?:\{[clr|@ ]*+\})?+"
+    r"|(?P<ordinal>\^\s?+\{?+\\(?:text|mathrm)\{(?:st|nd|rd|th)\}\}?+)"
+    r"|(?P<degree>\^\s?+(?:\{\s?+\\circ\s?+\}|\\circ(?![a-zA-Z])))|(?P<prime>\^\s?+(?:\{(?:\s?+\\prime)++\s?+\}|\\prime(?![a-zA-Z])))"
+    r"|(?P<dots>\\phantom\s?+\{?+-\}?+|\\[lc]?dots|\.{3}|…|\\left\s?+\.|\\right\s?+\.)"
+    r"|(?P<op>\\[A-Za-z]++|\\.|\*\*|<=|>=|!=|==|:=|[^\sA-Za-z])|(?P<word>[A-Za-z]++)|\s++", re.S)
+    for separators, comma in ((_INSIDE + "|,| ", r"0,\d{3,}+|"), (_INSIDE, ""))]
+_LITERAL = re.compile(r"(\d*+)(?:\.(\d*+))?+(?:\\[a-z]++\s?\{(\d++)\})?+(?:[eE](.++))?+")
 _ESCAPED = re.compile(r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|boxed|pi|text|mathrm|begin|end|times|cdot|infty|pm|"
                       r"in|cup|circ|leq?|geq?|theta|alpha|beta|langle|rangle|sin|cos|tan|ln|log|binom|overline)\b)")
-_INSIDE = r",\\!\s?+|\{,\}|\\,|\\ |\\;|~"  # thousands separators inside brackets; outside also "," and " "
-_NUMBERS = [re.compile(r"(\d{1,3}(?:(?:" + separators + r")\d{3})++(?!\d)|" + european + r"\d++(?:\{,\}(?=\d))?+\d*+)"
-                       r"(\.\d++|\.(?!\d))?+|()(\.\d++)")
-            for separators, european in ((_INSIDE + "|,| ", r"0,\d{3}|"), (_INSIDE, ""))]
-_TOKEN = re.compile(
-    r"\\(?P<text>" + _TEXT + r")\s*+\{|\\(?P<env>begin|end)\s*+\{(?P<envname>[a-zA-Z]++)\*?+\}(?:\{[clr|@ ]*+\})?+"
-    r"|\\(?P<cmd>[A-Za-z]++|.)|(?P<word>[A-Za-z]++)|(?P<op>\*\*|<=|>=|!=|==|->|:=|[^\s\\])|\\|\s++", re.S)
-_EXPONENT = re.compile(r"[eE]([+-]?\d{1,9}+)(?![\d.^])")
-_REPEATING = re.compile(r"\\(?:overline|bar|dot)\s*+\{\s*+(\d{1,50}+)\s*+\}")
-_CHOICE = re.compile(r"\(?([A-H])(?:\)\s*+|[.:]\s++)(.*+)", re.S)
+_CHOICE = re.compile(r"(?:\\text(?:bf)?\s?+\{)?+\(?([A-H])(?:[).:]\}?+\s++(\S.*+)|\)|\.)", re.S)
+_SYMBOL = r"(?:\\(?!pi|infty|frac|sqrt|sum|int)[A-Za-z]++|[A-Za-z])'*+(?:_(?:\{[^{}]*+\}|[^{}]))?+'*+"
+_NAME = re.compile(rf"(?![ei]$){_SYMBOL}(?:\([^()]*+\))?+|(?:\\angle|\\triangle)?+(?:[A-Z](?:_(?:\{{\w\}}|\w))?+){{2,}}+|"
+                   rf"\({_SYMBOL}(?:,{_SYMBOL})*+\)|{_SYMBOL}(?::{_SYMBOL})++|(?:\"[^\"]++)++")
 
 
-# ------------------------------------------------------------------ numbers: int, Fraction, mpf, mpc, or a tuple of three
-def _exact(x) -> bool:
-    return isinstance(x, (int, Fraction))
-
-
-def _bits(x) -> int:
-    return max(x.numerator.bit_length(), x.denominator.bit_length())
-
-
-def _inexact(x):
-    """An mpmath number; a list or interval in its place is no notation of ours."""
-    if isinstance(x, int):
-        return _CONTEXT.mp.mpf(x)
+# ------------------------------------------------------------------ numbers: Fraction, mpf, mpc, or a tuple (one per point)
+def _mp(x):
+    """As an mpmath number. A list or an interval in a number's place is not our notation."""
     if isinstance(x, Fraction):
-        return _CONTEXT.mp.mpf(x.numerator) / x.denominator
+        return _thread.mp.mpf(x.numerator) / x.denominator
     if isinstance(x, (_Box, tuple)):
         raise _Unreadable
     return x
 
 
+def _exact(*numbers) -> bool:
+    return all(type(x) is Fraction for x in numbers)
+
+
+def _bits(x: Fraction) -> int:
+    return max(x.numerator.bit_length(), x.denominator.bit_length())
+
+
 def _each(function, *args):
-    """Apply `function` to constants, or point by point where an operand holds letters."""
+    """Apply a function to numbers; point by point where letters are, entry by entry on matrices."""
+    if any(isinstance(a, _Box) for a in args):
+        boxes = [a for a in args if isinstance(a, _Box)]
+        if any(box.kind != "matrix" for box in boxes) or function is not (_plus if len(boxes) == 2 else _times):
+            raise _Unreadable
+        grids = [a.data if isinstance(a, _Box) else [[a] * len(row) for row in boxes[0].data] for a in args]
+        return _Box("matrix", [[_each(function, *cells) for cells in zip(*rows, strict=True)]
+                               for rows in zip(*grids, strict=True)])
     if any(type(a) is tuple for a in args):
         return tuple(function(*(a[k] if type(a) is tuple else a for a in args)) for k in range(POINTS))
     return function(*args)
 
 
-def _sum(a, b):
-    if _exact(a) and _exact(b):
-        return _checked(a + b)
-    a, b = _inexact(a), _inexact(b)
-    total = a + b
-    # What is left of a cancellation below 2^-180 is rounding: sqrt(2)*sqrt(2) - 2 is 0.
-    if total and a and b and _CONTEXT.mp.mag(total) < max(_CONTEXT.mp.mag(a), _CONTEXT.mp.mag(b)) - 180:
-        return 0
+def _calculator(operate):
+    """An operation that is exact on rationals while they are small."""
+    def calculate(a, b):
+        if _exact(a, b):
+            result = operate(a, b)
+            return result if _bits(result) <= MAX_BITS else _mp(result)
+        return operate(_mp(a), _mp(b))
+    return calculate
+
+
+_plain_sum, _times, _over = map(_calculator, (operator.add, operator.mul, operator.truediv))
+
+
+def _plus(a, b):
+    total, mag = _plain_sum(a, b), _thread.mp.mag
+    # What a cancellation leaves below 2^-180 is rounding: sqrt(2) sqrt(2) - 2 is 0.
+    if total and a and b and not _exact(total) and mag(total) < max(mag(_mp(a)), mag(_mp(b))) - 180:
+        return NOTHING
     return total
 
 
 def _add(a, b):
-    if isinstance(a, _Box) or isinstance(b, _Box):
-        return _boxed_sum(a, b)
-    total, mag = _each(_sum, a, b), _CONTEXT.mp.mag
-    # A constant that swallows the other whole would make 9^{9^9} + 1 equal 9^{9^9}: leave it to the text.
-    if not _exact(total) and type(total) is not tuple and a and b and _finite(a) and _finite(b):
-        if abs(mag(_inexact(a)) - mag(_inexact(b))) > PRECISION - ROUNDING:
-            raise _Capped
+    total, mag = _each(_plus, a, b), _thread.mp.mag
+    if isinstance(total, _thread.mp.mpf) and a and b and abs(total) < INFINITE and abs(mag(_mp(a)) - mag(_mp(b))) > 150:
+        raise _Capped  # one swallows the other: 9^{9^9}+1 must not equal 9^{9^9}
     return total
 
 
-def _checked(x):
-    return x if _bits(x) <= MAX_BITS else _inexact(x)
+def _minus(a, b):
+    return _add(a, _each(_times, Fraction(-1), b))
 
 
-def _finite(x) -> bool:
-    return _exact(x) or not (_CONTEXT.mp.isinf(x) or _CONTEXT.mp.isnan(x))
-
-
-def _product(a, b):
-    return _checked(a * b) if _exact(a) and _exact(b) else _inexact(a) * _inexact(b)
-
-
-def _multiply(a, b):
-    if isinstance(a, _Box) or isinstance(b, _Box):
-        return _boxed_product(a, b)
-    return _each(_product, a, b)
-
-
-def _quotient(a, b):
-    if not b:
-        raise _Absurd
-    return _checked(Fraction(a) / b) if _exact(a) and _exact(b) else _inexact(a) / _inexact(b)
-
-
-def _divide(a, b):
-    return _multiply(a, _each(_quotient, 1, b)) if isinstance(a, _Box) else _each(_quotient, a, b)
-
-
-def _root(x, n: int):
-    """The exact real n-th root of a rational, or None."""
-    if n % 2 == 0 and x < 0:
+def _root(x: Fraction, n: int) -> Fraction | None:
+    """The rational real n-th root, if there is one."""
+    if x < 0 and n % 2 == 0 or _bits(x) > (MAX_BITS if n == 2 else PRECISION):
         return None
-    parts = []
-    for part in (abs(x.numerator), x.denominator):
-        if n == 2:
-            root = math.isqrt(part)
-        elif part.bit_length() < 3 * ROUNDING:
-            root = int(_CONTEXT.mp.nint(_CONTEXT.mp.root(part, n)))
-        else:
-            return None
-        if root**n != part:
-            return None
-        parts.append(root)
-    return Fraction(parts[0] if x >= 0 else -parts[0], parts[1])
+    parts = [math.isqrt(p) if n == 2 else int(_thread.mp.nint(_thread.mp.root(p, n)))
+             for p in (abs(x.numerator), x.denominator)]
+    root = Fraction(parts[0] if x > 0 else -parts[0], parts[1])
+    return root if root**n == x else None
 
 
 def _power(a, b):
-    mp = _CONTEXT.mp
-    if not a and _exact(a):
-        if _exact(b) and b < 0:
-            raise _Absurd
-        return 0 if b else 1
-    if _exact(a) and _exact(b):
-        if b.denominator == 1 and abs(b) * _bits(a) <= MAX_BITS:
-            return Fraction(a) ** int(b) if b < 0 else a ** int(b)
-        if 1 < b.denominator <= 12 and (root := _root(Fraction(a), b.denominator)) is not None:
-            return _power(root, b.numerator)
-    if isinstance(b, Fraction) and b.denominator % 2 and (_exact(a) or isinstance(a, mp.mpf)) and a < 0:
-        return (-1) ** (b.numerator % 2) * _power(-_inexact(a), b)  # the cube root of -2 is real, as people mean it
-    whole = int(b) if _exact(b) and b.denominator == 1 else None
-    a, b = _inexact(a), _inexact(b)
-    if not (_finite(a) and _finite(b)) or mp.mag(b) + mp.mag(mp.mag(a) or 1) > 40:
+    mp = _thread.mp
+    if _exact(a, b):
+        if b.denominator == 1 and abs(b) * _bits(a) <= MAX_BITS or not a:
+            return a ** int(b) if b.denominator == 1 else NOTHING
+        if b.denominator <= 12 and b.denominator > 1 and (root := _root(a, b.denominator)) is not None:
+            return _power(root, Fraction(b.numerator))
+    if _exact(b) and b.denominator % 2 and b.denominator > 1 and not isinstance(a, mp.mpc) and a < 0:
+        return _times(Fraction(-1) ** (b.numerator % 2), _power(-a, b))  # the cube root of -2 is real, as people mean it
+    whole = _exact(b) and b.denominator == 1
+    a, y = _mp(a), _mp(b)
+    if not a and y.real < 0:
+        raise ZeroDivisionError
+    if mp.isinf(a) or mp.isinf(y) or a and mp.mag(y) + mp.mag(mp.mag(a) or 1) > 40:
         raise _Capped
-    return a**whole if whole is not None else mp.power(a, b)
+    return a ** int(b) if whole else mp.power(a, y)
 
 
-def _apply(name: str, x):
-    mp = _CONTEXT.mp
-    if name == "fabs" and _exact(x):
-        return abs(x)
-    if name in ("floor", "ceil") and _exact(x):
-        return math.floor(x) if name == "floor" else math.ceil(x)
-    x = _inexact(x)
-    if not _finite(x):
-        raise _Absurd
-    if mp.mag(x) > 40:
+def _apply(name: str, *args):
+    """A function of the tables: exact where that is simple, else by mpmath within safe sizes."""
+    mp = _thread.mp
+    if _exact(*args):
+        x = args[0]
+        if name in ("fabs", "floor", "ceil"):
+            return Fraction({"fabs": abs, "floor": math.floor, "ceil": math.ceil}[name](x))
+        if name == "factorial" and x.denominator == 1 and 0 <= x <= 500:
+            return Fraction(math.factorial(int(x)))
+        if name == "binomial" and x.denominator == args[1].denominator == 1 and 0 <= args[1] <= x <= 2_000:
+            return Fraction(math.comb(int(x), int(args[1])))
+    args = [_mp(x) for x in args]
+    if any(mp.mag(x) > (17 if name in ("factorial", "binomial", "gamma") else 40) for x in args if x):
         raise _Capped
-    if name == "log" and not x:
-        raise _Absurd
-    y = getattr(mp, name)(x)
-    if y and mp.mag(y) > 180:
-        raise _Absurd  # tan(pi/2)
-    return 0 if y and mp.mag(y) < -180 and name != "exp" else y
-
-
-def _factorial(x):
-    if _exact(x) and x.denominator == 1 and 0 <= x <= 500:
-        return math.factorial(int(x))
-    x = _inexact(x)
-    if _CONTEXT.mp.mag(x) > 20:
-        raise _Capped
-    return _CONTEXT.mp.factorial(x)
-
-
-def _binomial(n, k):
-    if _exact(n) and _exact(k) and n.denominator == k.denominator == 1 and 0 <= k <= n <= 2_000:
-        return _checked(math.comb(int(n), int(k)))
-    n, k = _inexact(n), _inexact(k)
-    if max(_CONTEXT.mp.mag(n), _CONTEXT.mp.mag(k)) > 20:
-        raise _Capped
-    return _CONTEXT.mp.binomial(n, k)
+    value = getattr(mp, name)(*args)
+    if value and mp.mag(value) > 180 and name not in ("exp", "factorial"):
+        raise ZeroDivisionError  # tan(pi/2), ln(0)
+    return NOTHING if value and mp.mag(value) < -180 and name in _FUNCTIONS and name != "exp" else value
 
 
 def _opaque(name: str, *values) -> tuple:
-    """A letter or an unknown function: at each point a fixed number drawn from its name and the rounded arguments."""
-    mp, points = _CONTEXT.mp, []
-    for k, (low, width) in enumerate(((0.3, 0.6), (1.2, 1.4), (-1.9, 1.5))):
+    """A letter or an unknown function: at each point a fixed number, drawn from its name and its rounded arguments."""
+    mp, points = _thread.mp, []
+    for k, (low, width) in enumerate(((0.3, 0.6), (1.2, 1.4), (3, 2))):
         text = repr((name, k, [_rounded(v[k] if type(v) is tuple else v) for v in values]))
         draw = int.from_bytes(blake2b(text.encode("utf8", "surrogatepass"), digest_size=32).digest(), "big")
-        points.append(low + width * mp.ldexp(mp.mpf(draw), -256))
+        points.append(low + width * mp.ldexp(mp.mpf(draw), -PRECISION))
     return tuple(points)
 
 
 def _letter(name: str) -> tuple:
-    known = _CONTEXT.letters
+    known = _thread.letters
     if name not in known:
-        if len(known) > 1_000:
+        if len(known) > 500:
             known.clear()
         known[name] = _opaque(name)
     return known[name]
@@ -307,1177 +252,907 @@ def _letter(name: str) -> tuple:
 
 # ------------------------------------------------------------------ keys of values
 def _rounded(x) -> tuple:
-    """A number rounded to 100 of its 256 bits, as integers: (mantissa, exponent), twice when complex."""
-    x, mp = _inexact(x), _CONTEXT.mp
+    """A number rounded to 100 bits, as integers: (mantissa, exponent), twice when it is complex."""
+    x, mp = _mp(x), _thread.mp
     if mp.isnan(x):
-        raise _Absurd
+        raise ZeroDivisionError
     if isinstance(x, mp.mpc):
-        size = mp.mag(x)
-        parts = [p if p and mp.mag(p) > size - 150 else mp.zero for p in (x.real, x.imag)]
-        return _rounded(parts[0]) + _rounded(parts[1]) if parts[1] else _rounded(parts[0])
+        real, imaginary = (p if p and mp.mag(p) > mp.mag(x) - 150 else mp.zero for p in (x.real, x.imag))
+        return _rounded(real) + (_rounded(imaginary) if imaginary else ())
     sign, mantissa, exponent, _ = mpf_pos(x._mpf_, ROUNDING, "n")
     return (-int(mantissa) if sign else int(mantissa), exponent)
 
 
-def _number_key(x, points: int = POINTS) -> tuple:
-    """("n", p, q) for rationals, else rounded values; a closed form that is rational to 200 bits is that rational."""
+def _number_key(x) -> tuple:
+    """("n", p, q) for a rational and for a closed form that is one to 200 bits; else rounded values."""
+    mp = _thread.mp
     if type(x) is tuple:
-        values = tuple(_rounded(v) for v in x[:points])
-        return ("v", *values) if len(set(values)) > 1 else _number_key(x[0])
+        values = tuple(map(_rounded, x))
+        return ("letters", *values) if len(set(values)) > 1 else _number_key(x[0])
     if not _exact(x):
-        mp = _CONTEXT.mp
-        if mp.isnan(x):
-            raise _Absurd
-        if mp.isinf(x):
-            return ("inf", 1 if x > 0 else -1)
-        if isinstance(x, mp.mpc):
-            rounded = _rounded(x)
-            return ("c", _number_key(x.real), _number_key(x.imag)) if len(rounded) > 2 else _number_key(x.real)
+        rounded = _rounded(x)
+        if len(rounded) > 2:
+            return ("complex", _number_key(x.real), _number_key(x.imag))
+        if abs(x) == INFINITE:
+            return ("infinite", 1 if x.real > 0 else -1)
         if not x:
             return ("n", 0, 1)
-        sign, mantissa, exponent, _ = x._mpf_
-        if abs(mp.mag(x)) > 80:
-            return ("f", *_rounded(x))
-        whole = Fraction(int(mantissa)) * Fraction(2) ** exponent
-        near = whole.limit_denominator(10**12)
-        if not near or abs(whole - near) > abs(whole) / 2**200:
-            return ("f", *_rounded(x))
-        x = -near if sign else near
+        if abs(mp.mag(x)) > PRECISION:
+            return ("closed", *rounded)
+        sign, mantissa, exponent, _ = x.real._mpf_
+        value = (-1 if sign else 1) * int(mantissa) * Fraction(2) ** exponent
+        x = value.limit_denominator(10**9)
+        if abs(x - value) > abs(value) / 2**200:
+            return ("closed", *rounded)
     return ("n", x.numerator, x.denominator)
 
 
-def _key(x, points: int = POINTS) -> tuple:
+def _sorted(keys) -> tuple:
+    return tuple(sorted(keys, key=repr))
+
+
+def _key(x) -> tuple:
     if not isinstance(x, _Box):
-        return _number_key(x, points)
+        return _number_key(x)
     if x.kind == "key":
         return x.data
-    if x.kind == "matrix":
-        return ("matrix", tuple(tuple(_number_key(v) for v in row) for row in x.data))
     if x.kind == "tuple":
         return ("tuple", tuple(key for _, key in x.data))
     if x.kind == "set":
-        return ("set", tuple(sorted({key for _, key in x.data}, key=repr)))
-    return ("intervals", tuple((_key(lo), lo_in, _key(hi), hi_in) for lo, lo_in, hi, hi_in in x.data))
+        return ("set", _sorted({key for _, key in x.data}))
+    if x.kind == "matrix":
+        return ("matrix", tuple(tuple(map(_number_key, row)) for row in x.data))
+    if x.kind == "ratio":
+        scale = next((part for part in x.data if part), Fraction(1))
+        return ("ratio", tuple(_number_key(_each(_over, part, scale)) for part in x.data))
+    return ("region", tuple((_key(lo), lo_in, _key(hi), hi_in) for lo, lo_in, hi, hi_in in x.data))
 
 
-# ------------------------------------------------------------------ sets, intervals, matrices
+# ------------------------------------------------------------------ regions: lists of (low, included, high, included)
+def _region(box) -> list:
+    if isinstance(box, _Box):
+        if box.kind == "region":
+            return box.data
+        if box.kind == "set":
+            return [(value, True, value, True) for value, _ in box.data]
+        if box.kind == "tuple" and len(box.data) == 2:
+            return [(box.data[0][0], False, box.data[1][0], False)]
+    raise _Unreadable
+
+
+def _combine(rule, a, b) -> _Box:
+    """Union, intersection or difference: ask the rule about each end point and each gap between end points."""
+    if isinstance(a, _Box) and isinstance(b, _Box) and a.kind == b.kind == "set":
+        left, right = {k for _, k in a.data}, {k for _, k in b.data}
+        return _Box("set", [item for item in a.data + b.data if rule(item[1] in left, item[1] in right)])
+    regions = [[(_real(lo), lo_in, _real(hi), hi_in) for lo, lo_in, hi, hi_in in _region(box)] for box in (a, b)]
+    edges = sorted({edge for region in regions for piece in region for edge in piece[::2]} | {-INFINITE, INFINITE})
+    pieces, joined = [], False
+    for low, high in (cell for pair in zip(edges, edges[1:], strict=False) for cell in (pair[:1] * 2, pair)):
+        inside = rule(*(_inside(region, low, high) for region in regions))
+        if inside:
+            pieces.append((*pieces.pop()[:2], high, low == high) if joined else (low, low == high, high, low == high))
+        joined = inside
+    return _Box("region", pieces) if pieces else _Box("set", [])
+
+
+def _inside(region: list, low, high) -> bool:
+    """Is a point (low == high), or the open gap from low to high, in the region?"""
+    if low < high:
+        return any(first <= low and high <= last for first, _, last, _ in region)
+    return any(first < low < last or first_in and low == first or last_in and low == last
+               for first, first_in, last, last_in in region)
+
+
 def _real(x):
-    x = _inexact(x)
-    if isinstance(x, _CONTEXT.mp.mpc):
+    x = _mp(x)
+    if isinstance(x, _thread.mp.mpc):
         raise _Unreadable
     return x
 
 
-def _pieces(box) -> list:
-    """A set, a pair in round brackets, or intervals as a list of (low, low included, high, high included)."""
-    if not isinstance(box, _Box) or box.kind not in ("intervals", "set", "tuple") or (
-            box.kind == "tuple" and len(box.data) != 2):
-        raise _Unreadable
-    if box.kind == "intervals":
-        return box.data
-    if box.kind == "set":
-        return [(value, True, value, True) for value, _ in box.data]
-    return [(box.data[0][0], False, box.data[1][0], False)]
-
-
-def _union(a, b) -> _Box:
-    if isinstance(a, _Box) and isinstance(b, _Box) and a.kind == b.kind == "set":
-        return _Box("set", a.data + b.data)
-    merged = []
-    for piece in sorted(_pieces(a) + _pieces(b), key=lambda p: (_real(p[0]), not p[1])):
-        lo, lo_in, hi, hi_in = piece
-        if merged and (_real(lo) < _real(merged[-1][2]) or _real(lo) == _real(merged[-1][2]) and (lo_in or merged[-1][3])):
-            last = merged.pop()
-            far, far_in = max((last[2:], (hi, hi_in)), key=lambda e: (_real(e[0]), e[1]))
-            piece = (last[0], last[1], far, far_in)
-        merged.append(piece)
-    return _Box("intervals", merged)
-
-
-def _intersection(a, b) -> _Box:
-    if isinstance(a, _Box) and isinstance(b, _Box) and a.kind == b.kind == "set":
-        keys = {key for _, key in b.data}
-        return _Box("set", [item for item in a.data if item[1] in keys])
-    found = []
-    for p in _pieces(a):
-        for q in _pieces(b):
-            lo, lo_in = max((p[:2], q[:2]), key=lambda e: (_real(e[0]), not e[1]))
-            hi, hi_in = min((p[2:], q[2:]), key=lambda e: (_real(e[0]), e[1]))
-            if _real(lo) < _real(hi) or _real(lo) == _real(hi) and lo_in and hi_in:
-                found.append((lo, lo_in, hi, hi_in))
-    return _Box("intervals", found) if found else _Box("set", [])
-
-
-def _without(a, b) -> _Box:
-    infinity = _CONTEXT.mp.inf
-    for lo, lo_in, hi, hi_in in _pieces(b):
-        outside = _Box("intervals", [(-infinity, False, lo, not lo_in), (hi, not hi_in, infinity, False)])
-        a = _intersection(a, outside)
-    return a
-
-
-def _boxed_sum(a, b) -> _Box:
-    if not (isinstance(a, _Box) and isinstance(b, _Box) and a.kind == b.kind == "matrix"
-            and [len(r) for r in a.data] == [len(r) for r in b.data]):
-        raise _Unreadable
-    return _Box("matrix", [[_add(x, y) for x, y in zip(r, s, strict=True)] for r, s in zip(a.data, b.data, strict=True)])
-
-
-def _boxed_product(a, b):
-    if not isinstance(b, _Box):
-        a, b = b, a
-    if not isinstance(a, _Box):
-        if b.kind == "matrix":
-            return _Box("matrix", [[_multiply(a, x) for x in row] for row in b.data])
-    elif a.kind == b.kind == "matrix" and len(a.data[0]) == len(b.data) <= 8:
-        columns = list(zip(*b.data, strict=True))
-        return _Box("matrix", [[_dot(row, column) for column in columns] for row in a.data])
-    raise _Unreadable
-
-
-def _dot(row, column):
-    total = 0
-    for x, y in zip(row, column, strict=True):
-        total = _add(total, _multiply(x, y))
-    return total
-
-
-def _determinant(rows):
-    if len(rows) > 5 or any(len(row) != len(rows) for row in rows):
-        raise _Unreadable
-    if len(rows) == 1:
-        return rows[0][0]
-    total = 0
-    for j, x in enumerate(rows[0]):
-        minor = _multiply(x, _determinant([row[:j] + row[j + 1:] for row in rows[1:]]))
-        total = _add(total, _multiply(-1, minor) if j % 2 else minor)
-    return total
-
-
 # ------------------------------------------------------------------ text to tokens
 def _clean(text: str) -> str:
-    """One alphabet for LaTeX, plain text and unicode."""
-    text = text.translate(_UNICODE).rstrip("\\")
-    if not text.isascii():
-        text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c
-                       for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Cc"))
-    text = _ESCAPED.sub(lambda _: "\\", text.replace("\x00", "")).strip()
-    while text and text[-1] in ".,;:\\ \n":
-        text = text[:-1]
-    if text.count("$") - text.count("\\$") == 1 and text[0] == "$" and text[1:2].isdigit():
-        return "\\" + text  # an unpaired dollar in front of a digit is money
+    """One alphabet for LaTeX, plain text and unicode; no full stop at the end."""
+    if not text.isascii() or "\x0c" in text or "\x08" in text:
+        text = "".join(c if " " <= c <= "~" or c == "\n" else _spelled(c) for c in text)
+    text = _ESCAPED.sub(lambda _: "\\", text).strip().rstrip(".,;:\\ \n")
+    if text[:1] == "$" and text[1:2].isdigit() and text.replace("\\$", "").count("$") == 1:
+        return "\\" + text  # a dollar without partner in front of a digit is money
     return text
 
 
-def _tokenise(text: str) -> tuple[list, dict]:
-    """(kind, text) tokens and the partner of each opening bracket. Kinds: number, letter, word, cmd, op, begin, end."""
-    tokens, partner, stack, at, in_text = [], {}, [], 0, False
+@functools.lru_cache(maxsize=1_000)
+def _spelled(c: str) -> str:
+    """A character outside ASCII in ASCII or LaTeX: a vulgar fraction, a raised digit, a Greek letter, a digit."""
+    form, name = unicodedata.decomposition(c), unicodedata.name(c, "")
+    if c in _UNICODE:
+        return _UNICODE[c]
+    if c.isdecimal():
+        return str(unicodedata.decimal(c))
+    if form.startswith("<fraction>"):
+        return f" {Fraction(unicodedata.numeric(c)).limit_denominator(1_000)} "
+    if form.startswith(("<super>", "<sub>")):
+        return ("^{" if form[2] == "u" and form[3] == "p" else "_{") + unicodedata.normalize("NFKC", c) + "}"
+    if name.startswith("GREEK") and "LETTER" in name and " WITH " not in name:
+        greek = name.split()[-1].lower().replace("lamda", "lambda")
+        return f"\\{greek if 'SMALL' in name else greek.capitalize()} "
+    return " " if unicodedata.category(c) in ("Cc", "Zs") else "" if unicodedata.category(c) == "Cf" else unicodedata.normalize(
+        "NFKC", c)
+
+
+def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
+    """Tokens and the partner of each opening bracket. Digits start a number, a backslash a command, '"' a word."""
+    tokens, partner, stack, at, texts = [], {}, [], 0, 0
     while at < len(text):
-        inside = any(kind in ("(", "[", "set{") for kind, *_ in stack[-3:])
-        if found := _NUMBERS[inside].match(text, at):
-            digits, at = found.group(), found.end()
-            repeat = _REPEATING.match(text, at) if "." in digits else None
-            power = None if repeat else _EXPONENT.match(text, at)
-            at = (repeat or power or found).end()
-            tokens.append(("number", _literal(digits, repeat and repeat[1], power and power[1])))
-            continue
-        found = _TOKEN.match(text, at)
-        at = found.end()
-        kind, value = found.lastgroup, found[found.lastgroup] if found.lastgroup else ""
+        found = _TOKEN[bool(stack) and stack[-1][0] in ("(", "[", "\\{")].match(text, at)
+        if not found:
+            raise _Unreadable
+        at, kind, token = found.end(), found.lastgroup, found[0]
         if kind == "text":
-            stack.append(("text", None, in_text))
-            in_text = True
-            continue
-        if kind == "envname":
-            tokens.append((found["env"], value))
-            continue
-        if kind == "cmd":
-            if value in _SKIP:
-                if value in ("left", "right") and text[at:at + 1] == ".":
-                    at += 1
-                continue
-            kind, value = ("op", _OPS[value]) if value in _OPS else (kind, value)
-            if kind == "cmd" and value.startswith("quad") or value in ("dfrac", "tfrac", "cfrac"):
-                value = value.removeprefix("q").removeprefix("uad") if value.startswith("quad") else "frac"
+            stack.append(("text", 0))
+            texts += 1
         elif kind == "word":
-            tokens.extend(_words(value, in_text, tokens))
-            continue
+            tokens += _words(token, texts > 0, tokens)
+        elif kind == "number":
+            tokens += _split(re.sub(r"\\[,! ]|[,~\s]|\{,\}", "", token).rstrip("."), tokens, partner)
+        elif kind == "comma":
+            tokens.append(re.sub(r"\{?,\}?", ".", token))
+        elif kind == "env":
+            tokens.append(re.sub(r"\s?\{", ":", token))
+        elif kind == "degree":
+            tokens.append('"deg')
+        elif kind == "prime":
+            tokens += "'" * token.count("prime")
         elif kind == "op":
-            if value == "$":
-                continue
-            value = {"**": "^", "==": "=", ":=": "=", "≡": "=", "&": ","}.get(value, value)
-        if kind is None:
-            continue
-        if kind == "op" and value in _BRACKETS:
-            if len(stack) >= MAX_DEPTH * 8:
-                raise _Capped
-            stack.append((value, len(tokens), in_text))
-        elif kind == "op" and value in _CLOSERS and stack:
-            opener, start, in_text = stack.pop()
-            if opener == "text":
-                if value != "}":
+            token = _SYNONYMS.get(token, token)
+            if token in _BRACKETS:
+                stack.append((token, len(tokens)))
+            elif token in _BRACKETS.values():
+                opener, start = stack.pop() if stack else ("", 0)
+                if opener == "text" and token == "}":
+                    texts -= 1
+                    continue
+                if token != _BRACKETS.get(opener) and not (opener in ("(", "[") and token in (")", "]")):
                     raise _Unreadable
-                continue
-            if value != _BRACKETS[opener] and not (opener in "([" and value in ")]"):
-                raise _Unreadable
-            partner[start] = len(tokens)
-        tokens.append((kind, value))
+                partner[start] = len(tokens)
+            if token not in _SKIP:
+                tokens.append(token.removeprefix("\\quad") if token.startswith("\\quad") else token)
     if stack:
         raise _Unreadable
     return tokens, partner
 
 
-def _literal(digits: str, repeat: str | None, power: str | None):
-    """The exact value of a written number; its digits are kept where a base may follow."""
-    if re.fullmatch(r"0,\d{3,}", digits) or re.fullmatch(r"\d+\{,\}(?!\d{3}(?!\d))\d+", digits):
-        digits = digits.replace("{,}", ".").replace(",", ".")
-    digits = re.sub(r"[^\d.]", "", digits).rstrip(".")
-    if len(digits) > 1_000 or power and abs(int(power)) > 1_000:
+def _split(number: str, before: list[str], partner: dict[int, int]) -> list[str]:
+    r"""An argument without braces is one digit: \frac43, \frac{1}2, \binom52."""
+    at, takes = len(before), ("\\frac", "\\binom")
+    if not number.isdigit() or not before:
+        return [number]
+    if before[-1] in takes:
+        return [part for part in (number[0], number[1:2], number[2:]) if part]
+    start = next((o for o, c in partner.items() if c == at - 1), 0) if before[-1] == "}" else at - 1
+    second = start > 0 and before[-1] not in _BRACKETS and before[start - 1] in takes
+    return [number[0], number[1:]] if second and len(number) > 1 else [number]
+
+
+def _words(run: str, in_text: bool, before: list[str]) -> list[str]:
+    """What a run of letters is: a connective, a function, a unit, a word, or letters that are multiplied."""
+    if run in _SYNONYMS:
+        return [_SYNONYMS[run]]
+    if run in _FUNCTIONS and len(run) > 1:
+        return ["\\" + run]
+    last = before[-1] if before else ","
+    measured = last[0].isdigit() or last[0] in '")]}' or last in "/*" and before[-2:-1] and before[-2][0] == '"'
+    if len(run) == 1:
+        return ['"' + run if in_text and measured and run in _UNITS else run]
+    if in_text or measured and run in _UNITS or run.lower() in _SHORT_WORDS or len(run) > 3 and sorted(run) != list(run):
+        return ['"' + run]
+    return list(run)
+
+
+def _literal(token: str) -> Fraction:
+    whole, decimals, repeat, power = _LITERAL.fullmatch(token).groups(default="")
+    if len(token) > 1_000 or len(power) > 4:
         raise _Capped
-    whole, _, decimals = digits.partition(".")
-    value = Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else int(digits)
+    value = Fraction(int(whole + decimals), 10 ** len(decimals))
     if repeat:
         value += Fraction(int(repeat), (10 ** len(repeat) - 1) * 10 ** len(decimals))
-    if power:
-        value *= Fraction(10) ** int(power)
-    return digits, (int(value) if value.denominator == 1 else value)
-
-
-def _words(run: str, in_text: bool, before: list) -> list:
-    """What a run of letters means: a function, a connective, a unit or noise after a number, a word, or letters."""
-    if run in _WORD_OPS:
-        op = _WORD_OPS[run]
-        return [("cmd", op[1:]) if op[0] == "\\" else ("op", op)]
-    if run in _FUNCTIONS and len(run) > 1:
-        return [("op", "sqrt") if run == "sqrt" else ("cmd", run)]
-    last = before[-1] if before else ("op", ",")
-    after_value = last[0] in ("number", "word") or last[1] in (")", "]", "}", "deg", "circ") or (
-        last[1] in ("/", "*") and len(before) > 1 and before[-2][0] == "word")
-    if len(run) == 1:
-        return [("word" if in_text and after_value and run in _UNITS else "letter", run)]
-    if in_text or run.lower() in _SHORT_WORDS or after_value and run in _UNITS or len(run) > 3 and sorted(run) != list(run):
-        return [("word", run)]
-    return [("letter", c) for c in run]
+    return _times(value, Fraction(10) ** int(power)) if power else value
 
 
 # ------------------------------------------------------------------ tokens to a value
 class _Reader:
-    """Recursive descent over the tokens; values are computed while reading, at all points at once."""
+    """Recursive descent; values are computed while reading, at all points at once. `end`: where a bracket closes."""
 
-    def __init__(self, tokens: list, partner: dict) -> None:
-        self.tokens, self.partner, self.i = tokens, partner, 0
-        self.work = self.depth = self.angle = self.bars = 0
-        self.sign, self.signed = 1, False  # which side of a plus-minus is read, and whether one was met
+    def __init__(self, text: str) -> None:
+        self.tokens, self.partner = _tokens(text)
+        self.i = self.work = self.depth = self.bars = 0
+        self.side, self.sided = 1, False  # which side of a plus-minus is read, and whether one was met
         self.unit: dict[str, int] = {}
-        self.rooted = False  # roots and logs of letters: the point with negative letters would leave the reals
-        self.bound: dict = {}
-        self.names: set = set()
+        self.letters: set[str] = set()
+        self.bound: dict[str, object] = {}
 
-    def peek(self, ahead: int = 0):
-        return self.tokens[self.i + ahead][1] if self.i + ahead < len(self.tokens) else None
-
-    def kind(self, ahead: int = 0):
-        return self.tokens[self.i + ahead][0] if self.i + ahead < len(self.tokens) else None
-
-    def take(self, *values) -> bool:
-        if self.kind() in ("op", "cmd") and self.peek() in values:
-            self.i += 1
-            return True
-        return False
-
-    def answer(self):
-        key = self.listing(self.items(len(self.tokens), True))
+    def answer(self) -> tuple:
+        key = self.listing(self.items(len(self.tokens), both=True))
         if self.i < len(self.tokens):
             raise _Unreadable
         return key
 
-    # -- lists
-    def items(self, end: int, expand: bool) -> list:
-        """Statements up to token `end`, split at commas, semicolons, and, or: (value, key, name, separator before it)."""
-        found, separator = [], None
-        while self.i < end:
-            if self.take(",", ";", "or", "row"):
-                separator = "or" if self.peek(-1) == "or" or separator == "or" else ","
-                continue
-            start, signed = self.i, self.signed
-            self.sign, self.signed = (1, False) if expand else (self.sign, self.signed)
-            found.append((*self.statement(end), separator))
-            if expand and self.signed:
-                self.i, self.sign = start, -1
-                found.append((*self.statement(end), ","))
-                self.sign, self.signed = 1, signed
-            if self.i == start:
-                raise _Unreadable
-            separator = None
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[self.i + ahead] if self.i + ahead < len(self.tokens) else "end"
+
+    def take(self, *tokens: str) -> bool:
+        self.i += (found := self.peek() in tokens)
         return found
-
-    def listing(self, items: list):
-        """The key of a top-level list: one answer, assignments, alternatives, or answers without order."""
-        if not items:
-            raise _Absurd
-        if len(items) == 1:
-            return items[0][1]
-        names = [name for _, _, name, _ in items]
-        distinct = list(dict.fromkeys(names))
-        if None not in names and len(distinct) > 1 and len({n.split("_")[0] for n in distinct}) > 1:
-            order, width = sorted(range(len(distinct)), key=lambda j: distinct[j]), len(distinct)
-            rows = [items[j:j + width] for j in range(0, len(items), width)]
-            if any([item[2] for item in row] != distinct for row in rows):
-                raise _Unreadable
-            tuples = [("tuple", tuple(row[j][1] for j in order)) for row in rows]
-            return tuples[0] if len(tuples) == 1 else ("set", tuple(sorted(tuples, key=repr)))
-        if any(item[3] == "or" for item in items) and all(
-                isinstance(item[0], _Box) and item[0].kind == "intervals" for item in items):
-            whole = items[0][0]
-            for item in items[1:]:
-                whole = _union(whole, item[0])
-            return _key(whole)
-        return ("set", tuple(sorted((key for _, key, _, _ in items), key=repr)))
-
-    # -- statements
-    def statement(self, end: int):
-        """One answer: (value, key, name it was assigned to)."""
-        self.unit, self.rooted, self.names = {}, False, set()
-        self.take("~")
-        if self.kind() == "word" and self.peek() not in _POWER_WORDS:
-            words = self.text(end)
-            if words is not None:
-                return words
-        members, spans, relations = [], [], []
-        while True:
-            start = self.i
-            members.append(self.ratio(end))
-            spans.append((start, self.i))
-            if self.i < end and self.kind() == "op" and self.peek() in _RELATIONS:
-                relations.append(self.peek())
-                self.i += 1
-            else:
-                break
-        if "~" in relations:
-            cut = relations.index("~")
-            members, relations = members[:cut + 1], relations[:cut]
-        return self.relate(members, spans, relations)
-
-    def text(self, end: int):
-        """Words as an answer: case-folded, up to the next separator. None when the words only name what follows."""
-        start, words = self.i, []
-        while self.i < end and not (self.kind() == "op" and self.peek() in (",", ";", "or", *_RELATIONS)):
-            words.append(self.peek()[0] if self.kind() == "number" else str(self.peek()))
-            self.i += 1
-        if self.i < end and self.peek() == "=" and self.peek(1) is not None:
-            left, right = self.i, self.tokens[self.i + 1][0]
-            if right != "word":
-                self.i = start
-                while self.i < left:
-                    self.i += 1
-                self.i += 1
-                value, key, _ = self.statement(end)
-                return value, key, "_".join(words)
-            self.i += 1
-            _, key, _ = self.text(end)
-            key = ("text", *sorted((" ".join(words).casefold(), *key[1:])))
-            return _Box("key", key), key, None
-        if self.i < end and self.peek() in _RELATIONS:
-            raise _Unreadable
-        key = ("text", " ".join(words).casefold())
-        return _Box("key", key), key, None
-
-    def ratio(self, end: int):
-        parts = [self.measured(end)]
-        while self.take(":"):
-            parts.append(self.measured(end))
-        if len(parts) == 1:
-            return parts[0]
-        scale = next((p for p in parts if p), 1)
-        return _Box("key", ("ratio", tuple(_number_key(_divide(p, scale)) for p in parts)))
-
-    def measured(self, end: int):
-        """An expression and the unit after it; words that are no unit are noise ("5 apples")."""
-        value, power, sign = self.expression(), 1, 1
-        while self.i < end:
-            kind, word = self.kind(), self.peek()
-            if kind == "word":
-                self.i += 1
-                if word.lower() in _POWER_WORDS:
-                    power = _POWER_WORDS[word.lower()]
-                    continue
-                name = _UNITS.get(word) or _UNITS.get(word.lower())
-                if name is None and word == "per":
-                    sign = -1
-                if self.take("^"):
-                    exponent = self.script()
-                    if not _exact(exponent) or abs(exponent) > 9:
-                        raise _Unreadable
-                    power = exponent
-                if name:
-                    self.unit[name] = self.unit.get(name, 0) + sign * power
-                    power = 1
-            elif word in ("/", "*") and self.kind(1) == "word":
-                sign = -1 if word == "/" else sign
-                self.i += 1
-            elif word == "." and kind == "op":
-                self.i += 1
-            else:
-                break
-        return value
-
-    def relate(self, members, spans, relations):
-        value = members[0]
-        points = 2 if self.rooted else POINTS
-        if not relations:
-            return self.keyed(value, points) + (None,)
-        first = self.name(spans[0])
-        if set(relations) <= {"=", "in"}:
-            last = members[-1]
-            if first and not ((other := self.name(spans[len(members) - 1])) and len(other) > 1):
-                return self.keyed(last, points) + (first,)
-            if len(members) == 2 and self.name(spans[1]) and relations == ["="]:
-                return self.keyed(value, points) + (self.name(spans[1]),)
-            if not any(type(m) is tuple for m in members):
-                return self.keyed(last, points) + (None,)
-            gap = self.difference(value, last)
-            key = ("equation", _number_key(_each(_quotient, gap, gap[0]), points) if type(gap) is tuple else _number_key(gap))
-            return _Box("key", key), key, None
-        pairs = list(zip(members, members[1:], spans, spans[1:], relations, strict=False))
-        box = None
-        solved = [self.solve(*pair) for pair in pairs]
-        if all(solved):
-            for piece in solved:
-                box = piece if box is None else _intersection(box, piece)
-            return box, _key(box), None
-        keys = []
-        for a, b, _, _, relation in pairs:
-            if relation in (">", ">="):
-                a, b, relation = b, a, relation.replace(">", "<")
-            gap = self.difference(a, b)
-            scale = gap[0] if type(gap) is tuple else gap
-            gap = _divide(gap, _apply("fabs", scale)) if scale else gap
-            keys.append((relation, _number_key(gap, points)))
-        key = ("relation", tuple(sorted(keys, key=repr)))
-        return _Box("key", key), key, None
-
-    def difference(self, a, b):
-        return _add(a, _multiply(-1, b))
-
-    def solve(self, a, b, span_a, span_b, relation):
-        """The interval that a relation between one letter (or f(x)) and a constant says, or None."""
-        infinity = _CONTEXT.mp.inf
-        strict = relation in ("<", ">", "!=")
-        if relation in (">", ">="):
-            a, b, span_a, span_b = b, a, span_b, span_a
-        if relation in ("=", "in") or isinstance(a, _Box) or isinstance(b, _Box):
-            return None
-        if self.name(span_a) and type(b) is not tuple:
-            low, high = None, b
-        elif self.name(span_b) and type(a) is not tuple:
-            low, high = a, None
-        else:
-            gap = self.difference(a, b)
-            if len(self.names) != 1 or type(gap) is not tuple:
-                return None
-            letter = _letter(next(iter(self.names)))
-            slope = (gap[1] - gap[0]) / (letter[1] - letter[0])
-            if not slope or _sum(gap[2], -gap[0] - slope * (letter[2] - letter[0])) or not isinstance(
-                    slope, _CONTEXT.mp.mpf):
-                return None
-            edge = letter[0] - gap[0] / slope
-            low, high = (None, edge) if slope > 0 else (edge, None)
-        if relation == "!=":
-            edge = high if low is None else low
-            return _without(_Box("intervals", [(-infinity, False, infinity, False)]), _Box("set", [(edge, None)]))
-        if low is None:
-            return _Box("intervals", [(-infinity, False, high, not strict)])
-        return _Box("intervals", [(low, not strict, infinity, False)])
-
-    def keyed(self, value, points):
-        key = _key(value, points)
-        return value, (("unit", key, tuple(sorted(self.unit.items()))) if self.unit else key)
-
-    def name(self, span):
-        """The name that tokens spell (x, x_1, f(x), AB, \\angle ABC, (p, q), V_1:V_2), or None."""
-        letters, depth, text, script = [], 0, [], False
-        for kind, value in self.tokens[span[0]:span[1]]:
-            if kind == "number":
-                value = value[0]
-                if depth == 0 and not script:
-                    return None
-            elif kind == "op" and value in ("(", "{", "["):
-                depth += 1
-            elif kind == "op" and value in (")", "}", "]"):
-                depth -= 1
-            elif kind == "letter" or kind == "word" or kind == "cmd" and value not in _FUNCTIONS and value not in (
-                    "frac", "sum", "int", "prod", "binom", "infty", "pi"):
-                if depth == 0 and not script and value not in ("angle", "triangle", "overline", "measuredangle"):
-                    letters.append(value)
-            elif not (kind == "op" and value in ("_", "'", ",", ":", ";")):
-                return None
-            if value == ":":
-                letters.clear()
-            if value in (",", ";") and depth == 0:
-                return None
-            script = value == "_" or script and depth > 0
-            text.append(str(value))
-        if len(letters) > 1 and not all(c.isupper() or len(c) > 1 for c in letters) or not any(c.isalpha() for c in text):
-            return None
-        if letters in (["e"], ["i"]) and len(text) == 1:
-            return None
-        return "".join(text)
-
-    # -- expressions
-    def expression(self, floor: int = 0):
-        """Precedence climbing: set operations 1, sums 2, products 3 (implicit ones too), powers 5."""
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise _Capped
-        left = self.prefix()
-        while self.i < len(self.tokens):
-            kind, op = self.tokens[self.i]
-            strength = _BINARY.get(op) if kind == "op" else None
-            if strength is None and self.starts_factor(left):
-                op, strength = "implicit", 3
-            if strength is None or strength <= floor or op in ("/", "*") and self.kind(1) == "word":
-                break
-            self.i += op != "implicit"
-            if op == "^":
-                left = self.raised(left)
-                continue
-            right = self.expression(strength)
-            left = self.binary(op, left, right)
-        self.depth -= 1
-        return left
-
-    def binary(self, op, a, b):
-        self.spend(1)
-        if op in ("pm", "mp"):
-            self.signed = True
-            op = "+" if (op == "pm") == (self.sign > 0) else "-"
-        if op == "+":
-            return _add(a, b)
-        if op == "-":
-            return self.difference(a, b)
-        if op in ("*", "implicit"):
-            if isinstance(b, _Box) and b.kind == "intervals" and type(a) is tuple:
-                return b  # t(0,4]: the data has it for t in (0,4]
-            return _multiply(a, b)
-        if op == "/":
-            return _divide(a, b)
-        return {"cup": _union, "cap": _intersection, "minus": _without}[op](a, b)
-
-    def starts_factor(self, left) -> bool:
-        kind, value = self.kind(), self.peek()
-        if kind in ("number", "letter", "begin"):
-            return kind != "number" or self.tokens[self.i - 1][0] != "number"
-        if kind == "cmd":
-            return True
-        if value == "|":
-            return not self.bars
-        if value in ("(", "[") and isinstance(left, _Box) and left.kind != "matrix":
-            return False
-        return kind == "op" and value in ("(", "[", "{", "sqrt", "lfloor", "lceil", "usd")
 
     def spend(self, amount: int) -> None:
         self.work += amount
         if self.work > MAX_WORK:
             raise _Capped
 
-    def raised(self, base):
-        """What follows ^: a degree sign, a prime, an ordinal's letters, or an exponent."""
-        braced = self.peek() == "{" and self.kind() == "op"
-        sign = self.peek(1) if braced else self.peek()
-        if sign in ("circ", "deg", "'"):
-            self.i = self.partner[self.i] + 1 if braced else self.i + 1
-            if sign == "'":
-                self.unit["prime"] = 1
-                return base
-            return self.degrees(base)
-        if (self.kind(1) if braced else self.kind()) == "word":
-            self.i = self.partner[self.i] + 1 if braced else self.i + 1
-            return base
-        exponent = self.script()
-        self.spend(4)
-        if isinstance(base, _Box):
-            raise _Unreadable
-        if type(base) is tuple and not (_exact(exponent) and exponent.denominator == 1):
-            self.rooted = True
-        return _each(_power, base, exponent)
+    # lists of statements
+    def items(self, end: int, both: bool = False) -> list:
+        """Statements between separators: (value, key, name it is given, separator before it). A plus-minus gives two."""
+        found, separator = [], ""
+        while self.i < end:
+            if self.peek() in (",", "or", "\\\\"):
+                separator = "or" if "or" in (self.peek(), separator) else ","
+                self.i += 1
+                continue
+            start = self.i
+            if both:
+                self.side, self.sided = 1, False
+            found.append((*self.statement(end), separator))
+            if both and self.sided:
+                self.i, self.side = start, -1
+                found.append((*self.statement(end), ","))
+            if self.i == start:
+                raise _Unreadable
+            separator = ""
+        return found
 
-    def degrees(self, value):
-        if self.angle:
-            return _multiply(value, _CONTEXT.mp.pi / 180)
-        unit = "deg"
-        if self.kind() in ("letter", "word") and self.peek() in ("C", "F"):
-            unit, self.i = "deg" + self.peek(), self.i + 1
-        self.unit[unit] = 1
-        return value
+    def listing(self, items: list) -> tuple:
+        """One answer; values of several names, as tuples in the order of the names; or answers without order."""
+        if len(items) == 1:
+            return items[0][1]
+        names = list(dict.fromkeys(name for *_, name, _ in items))
+        if None not in names and len({re.split("[_(]", name)[0] for name in names}) > 1:
+            rows = [sorted((item[2], item[1]) for item in items[j:j + len(names)]) for j in range(0, len(items), len(names))]
+            if any([name for name, _ in row] != sorted(names) for row in rows):
+                raise _Unreadable
+            tuples = {("tuple", tuple(key for _, key in row)) for row in rows}
+            return tuples.pop() if len(tuples) == 1 else ("set", _sorted(tuples))
+        if not items:
+            raise ZeroDivisionError
+        if any(item[3] == "or" for item in items) and all(item[1][0] == "region" for item in items):
+            return _key(functools.reduce(functools.partial(_combine, operator.or_), (item[0] for item in items)))
+        keys = [item[1] for item in items]
+        return ("set", _sorted(k for j, k in enumerate(keys) if k[0] != "tuple" or k not in keys[:j]))
 
-    def script(self):
-        """The argument of ^ or _: a group, or a signed number, letter or command."""
-        if self.peek() == "{" and self.kind() == "op":
-            return self.bracket()
-        if self.take("-"):
-            return _multiply(-1, self.script())
-        self.take("+")
-        return self.atom()
+    # one statement
+    def statement(self, end: int) -> tuple:
+        self.unit, self.letters = {}, set()
+        self.take("≈")
+        members, names, relations = [], [], []
+        while True:
+            start = self.i
+            members.append(self.expression())
+            span = "".join(self.tokens[start:self.i][:40])
+            names.append(span if _NAME.fullmatch(span) else None)
+            if self.i >= end or self.peek() not in _RELATIONS:
+                break
+            relations.append(self.peek())
+            self.i += 1
+        if "≈" in relations:
+            relations = relations[:relations.index("≈")]
+            members = members[:len(relations) + 1]
+        value, name = self.related(members, names, relations)
+        key = _key(value)
+        return value, ("unit", key, _sorted(self.unit.items())) if self.unit else key, name
 
-    def argument(self):
-        """A LaTeX argument: a group or a single token, where a number gives one digit only (\\frac43)."""
-        if self.kind() == "number":
-            digits, value = self.peek()
-            if len(digits) > 1 and digits.isdigit():
-                self.tokens[self.i] = ("number", (digits[1:], int(digits[1:])))
-                return int(digits[0])
-        return self.script()
+    def related(self, members: list, names: list, relations: list) -> tuple:
+        """The value that relations state, and the name they give it: x = 5, 1 < x <= 2, y = 2x + 1, a + b = c."""
+        first, last = members[0], members[-1]
+        if not relations:
+            return first, None
+        if set(relations) <= {"=", "in"}:
+            if names[0] and not (names[len(relations)] and len(names[0]) > 1 and first != last and relations == ["="]):
+                return last, names[0]
+            if relations == ["="] and names[1] and not names[0]:
+                return first, names[1]
+            if isinstance(first, _Box) or isinstance(last, _Box):
+                return _Box("key", ("equation", _sorted((_key(first), _key(last))))), None
+            gap = _minus(first, last)
+            if type(gap) is not tuple:
+                return last, None
+            return _Box("key", ("equation", _number_key(_each(_over, gap, gap[0])))), None
+        regions, keys = [], []
+        for a, b, name_a, name_b, relation in zip(members, members[1:], names, names[1:], relations, strict=False):
+            if relation[0] == ">":
+                a, b, name_a, name_b, relation = b, a, name_b, name_a, relation.replace(">", "<")
+            regions.append(self.solved(a, b, name_a, name_b, relation))
+            gap = _minus(a, b)
+            scale = gap[0] if type(gap) is tuple else gap
+            keys.append((relation, _number_key(_each(_over, gap, abs(scale))) if scale else None))
+        if all(regions):
+            return functools.reduce(functools.partial(_combine, operator.and_), regions), None
+        return _Box("key", ("relation", _sorted(keys))), None
+
+    def solved(self, a, b, name_a, name_b, relation: str) -> _Box | None:
+        """a < b, a <= b or a != b as a region, when one side is a name and the other constant, or it is linear in a letter."""
+        if name_a and type(b) is not tuple:
+            below, edge = True, b
+        elif name_b and type(a) is not tuple:
+            below, edge = False, a
+        else:
+            gap = _minus(a, b)
+            if len(self.letters) != 1 or type(gap) is not tuple:
+                return None
+            (x0, y0), (x1, y1), (x2, y2) = zip(_letter(next(iter(self.letters))), gap, strict=True)
+            slope = (y1 - y0) / (x1 - x0)
+            if isinstance(slope, _thread.mp.mpc) or not slope or _plus(y2 - y0, slope * (x0 - x2)):
+                return None
+            below, edge = slope > 0, x0 - y0 / slope
+        line, strict = (-INFINITE, False, INFINITE, False), relation != "<="
+        if relation == "!=":
+            return _combine(operator.gt, _Box("region", [line]), _Box("set", [(edge, None)]))
+        return _Box("region", [(*line[:2], edge, not strict) if below else (edge, not strict, *line[2:])])
+
+    # expressions
+    def expression(self, floor: float = 0):
+        """Precedence climbing over binary operators, implicit products, and the units that may follow a value."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _Capped
+        left = self.prefix()
+        while self.i < len(self.tokens):
+            token = self.peek()
+            strength = _OPERATORS.get(token)
+            if strength is None and self.starts_factor(left):
+                strength = 4 if floor != 4.5 or token in ("(", "[", "|") or token[1:] in _FUNCTIONS else 5
+                token = "implicit"
+            if token[0] in "\"'!" and token != "!=" and strength is None:
+                left = self.postfix(left)
+            elif strength is None or strength <= floor:
+                break
+            elif token == "^":
+                self.i += 1
+                left = self.raised(left)
+            else:
+                self.i += token != "implicit"
+                left = self.binary(token, left, self.expression(strength))
+        self.depth -= 1
+        return left
+
+    def starts_factor(self, left) -> bool:
+        token = self.peek()
+        if token[0].isdigit() or token[0] == ".":
+            return not self.tokens[self.i - 1][0].isdigit()
+        if token in ("(", "["):
+            return not isinstance(left, _Box) or left.kind == "matrix"
+        if token == "|":
+            return not self.bars
+        return len(token) == 1 and token.isalpha() or token == "{" or token[0] == "\\" and token != "\\\\" and (
+            token not in _BRACKETS.values()) and token not in ("\\{", "\\to") and not token.startswith("\\end:")
+
+    def binary(self, op: str, a, b):
+        self.spend(1)
+        if op in ("\\pm", "\\mp"):
+            self.sided = True
+            op = "+" if (op == "\\pm") == (self.side > 0) else "-"
+        if op == "implicit" and isinstance(b, _Box) and b.kind == "region":
+            return b  # OlympiadBench writes t(0,4] for "t in (0,4]"
+        if op == ":":
+            return _Box("ratio", [*(a.data if isinstance(a, _Box) and a.kind == "ratio" else [a]), b])
+        if op == "mod":
+            return _Box("key", ("mod", _key(a), _key(b)))
+        if op[0] == "\\":
+            return _combine({"\\cup": operator.or_, "\\cap": operator.and_, "\\setminus": operator.gt}[op], a, b)
+        if op == "/":
+            return _each(_times, _each(_over, Fraction(1), b), a) if isinstance(a, _Box) else _each(_over, a, b)
+        return _add(a, b) if op == "+" else _minus(a, b) if op == "-" else _each(_times, a, b)
 
     def prefix(self):
         self.spend(1)
-        if self.take("-"):
-            return _multiply(-1, self.expression(2))
-        if self.take("+"):
-            return self.expression(2)
-        if self.kind() == "op" and self.peek() in ("pm", "mp"):
-            self.signed = True
-            negative = (self.peek() == "pm") != (self.sign > 0)
-            self.i += 1
-            value = self.expression(2)
-            return _multiply(-1, value) if negative else value
-        return self.postfix(self.atom())
+        for op in ("+", "-", "\\pm", "\\mp"):
+            if self.take(op):
+                return self.binary(op, NOTHING, self.expression(3))
+        return self.atom()
 
     def postfix(self, value):
-        while self.kind() == "op":
-            op = self.peek()
-            if op == "!" and self.peek(1) not in ("!", "="):
-                self.spend(40)
-                value = _each(_factorial, value)
-            elif op in ("%", "usd", "eur", "gbp"):
-                self.unit[op] = 1
-            elif op in ("circ", "deg"):
-                value = self.degrees(value)
-            elif op == "'" and not isinstance(value, _Box):
-                self.unit["prime"] = self.unit.get("prime", 0) + 1
-            elif op in ("pmod", "mod"):
+        if self.take("!"):
+            self.spend(40)
+            return _each(functools.partial(_apply, "factorial"), value)
+        power, sign = 1, 1
+        while True:  # a unit: words, powers of them, quotients. A word that is no unit is noise ("5 apples").
+            token = self.peek()
+            if token[0] in "\"'":
+                word = token.lstrip('"')
                 self.i += 1
-                modulus = self.atom()
-                value = _Box("key", ("mod", _key(value), _key(modulus)))
-                continue
+                if word.lower() in _POWER_WORDS:
+                    power = _POWER_WORDS[word.lower()]
+                    continue
+                sign = -1 if word == "per" else sign
+                name = _UNITS.get(word) or _UNITS.get(word.lower())
+                if name == "deg" and self.peek().strip('"') in ("C", "F"):
+                    name, self.i = "deg" + self.peek().strip('"'), self.i + 1
+                exponent = self.script() if self.take("^") else power
+                if not exponent or type(exponent) not in (int, Fraction):
+                    raise _Unreadable
+                if name:
+                    self.unit[name], power = sign * int(exponent), 1
+            elif token == "/" and self.peek(1)[0] == '"':
+                sign, self.i = -1, self.i + 1
             else:
-                break
-            self.i += 1
-        return value
+                return value
+
+    def raised(self, base):
+        exponent = self.script()
+        self.spend(4)
+        return _each(_power, base, exponent)
+
+    def script(self):
+        """What stands after ^ or _ or as an argument: a group, or a signed number, letter or command."""
+        if self.take("-"):
+            return _each(_times, Fraction(-1), self.script())
+        self.take("+")
+        return self.atom()
 
     def atom(self):
-        if self.i >= len(self.tokens):
-            raise _Unreadable
-        kind, value = self.tokens[self.i]
-        if kind == "op" and value in _BRACKETS:
+        token = self.peek()
+        if token in _BRACKETS:
             return self.bracket()
         self.i += 1
-        if kind == "number":
-            return self.number(*value)
-        if kind == "letter":
-            return self.symbol(value)
-        if kind == "begin":
-            return self.environment(value)
-        if kind == "cmd":
-            return self.command(value)
-        if value in ("usd", "eur", "gbp"):
-            self.unit[value] = 1
-            return self.atom()
-        if value == "sqrt":
-            return self.root()
-        if value == "|" and not self.bars:
+        if token[0].isdigit() or token[0] == "." and len(token) > 1:
+            return self.number(token)
+        if token[0] == '"':
+            return self.word(token[1:])
+        if token == "|" and not self.bars:
             self.bars += 1
             inner = self.expression()
             self.bars -= 1
             if not self.take("|"):
                 raise _Unreadable
-            return _each(lambda x: _apply("fabs", x), inner)
+            return self.magnitude(inner)
+        if token[0] == "\\" and token[1:].split(":")[0].isalpha():
+            return self.command(token[1:])
+        if len(token) == 1 and token.isalpha():
+            return self.symbol(token)
         raise _Unreadable
 
-    def number(self, digits, value):
-        if self.kind() == "op" and self.peek() == "_":
+    def magnitude(self, x):
+        """|x|; of letters an unknown even function, because the points are positive and |x| is not x."""
+        return _opaque("abs", _each(_times, x, x)) if type(x) is tuple else _each(functools.partial(_apply, "fabs"), x)
+
+    def word(self, word: str):
+        """Money in front of its number; else words up to the next sign are a text, whatever their case."""
+        if word in ("usd", "eur", "gbp"):
+            self.unit[word] = 1
+            return self.atom()
+        words = [word]
+        while self.peek()[0] == '"' or self.peek()[0].isalnum() and self.peek() not in ("end", "in", "or", "mod"):
+            words.append(self.peek().lstrip('"'))
             self.i += 1
+        return _Box("key", ("text", " ".join(words).casefold()))
+
+    def number(self, digits: str):
+        value = _literal(digits)
+        if self.take("_"):
             base = self.script()
-            if not (isinstance(base, int) and 2 <= base <= 36 and digits.isdigit()):
+            if not _exact(base) or not 2 <= base <= 36 or not digits.isdigit() or any(int(d) >= base for d in digits):
                 raise _Unreadable
-            if any(int(d) >= base for d in digits) or len(digits) > 300:
-                raise _Unreadable
-            return _Box("key", ("base", base, int(digits, base), digits.lstrip("0")))
-        if not digits.isdigit():
-            return value
-        if self.kind() == "number" and self.peek(1) == "/" and self.kind(2) == "number":  # 1 1/2
-            top, bottom = self.peek()[1], self.peek(2)[1]
-            if _exact(top) and 0 < top < bottom:
-                self.i += 3
-                return value + Fraction(top) / bottom
-        if self.kind() == "cmd" and self.peek() == "frac":  # 1\frac{1}{2}, but 3\frac{\pi}{2} is a product
-            start, saved = self.i, list(self.tokens)
-            self.i += 1
-            top, bottom = self.argument(), self.argument()
-            if isinstance(top, int) and isinstance(bottom, int) and 0 < top < bottom:
-                return value + Fraction(top, bottom)
-            self.i, self.tokens = start, saved
+            return _Box("key", ("base", digits.lstrip("0"), int(base)))
+        start = self.i  # a mixed number: 1\frac{1}{2} or 1 1/2, but 3\frac{\pi}{2} is a product
+        if digits.isdigit() and (self.take("\\frac") or self.peek().isdigit() and self.peek(1) == "/"):
+            top = self.script()
+            self.take("/")
+            bottom = self.script()
+            if _exact(top, bottom) and 0 < top < bottom and top.denominator == bottom.denominator == 1:
+                return value + top / bottom
+            self.i = start
         return value
 
     def symbol(self, name: str):
-        """A letter with its subscript and primes; e and i alone are the constants; f(x) is an unknown function."""
+        """A letter with subscript and primes. e and i alone are constants; f(...) is an unknown function."""
         bare = name
-        while self.kind() == "op" and self.peek() in ("_", "'", "^"):
-            if self.peek() == "'":
-                name, self.i = name + "'", self.i + 1
+        while self.peek() in ("'", "_"):
+            if self.take("'"):
+                name += "'"
                 continue
             self.i += 1
-            if self.peek(-1) == "^":
-                braced = self.peek() == "{"
-                if self.peek(1 if braced else 0) != "'":
-                    self.i -= 1
-                    break
-                stop = self.partner[self.i] + 1 if braced else self.i + 1
-                name, self.i = name + "'" * (stop - self.i - 2 * braced), stop
-                continue
-            start = self.i
-            stop = self.partner[start] + 1 if self.peek() == "{" and self.kind() == "op" else start + 1
-            inner = self.tokens[start:stop]
-            if any(k == "op" and v in "+-*/" or k == "letter" and v in self.bound for k, v in inner):
+            stop = self.partner[self.i] + 1 if self.peek() == "{" else self.i + 1
+            inner = [token for token in self.tokens[self.i:stop] if token not in ("{", "}")]
+            if any(token in ("+", "-", "*", "/") or token in self.bound for token in inner):
                 return _opaque(name + "_", self.script())
-            self.i = stop
-            name += "_" + "".join(v[0] if k == "number" else v for k, v in inner if v not in ("{", "}"))
+            self.i, name = stop, name + "_" + "".join(inner)
         if name in self.bound:
             return self.bound[name]
-        if name == "e":
-            return _CONTEXT.mp.e
-        if name == "i":
-            return _CONTEXT.mp.mpc(0, 1)
-        self.names.add(name)
-        if bare in ("f", "g", "h", "F", "G", "H") and self.peek() == "(" and self.kind() == "op":
-            return _opaque(name + "(", *self.arguments())
+        if name in ("e", "i"):
+            return _thread.mp.e if name == "e" else _thread.mp.mpc(0, 1)
+        self.letters.add(name)
+        if bare in ("f", "g", "h", "F", "G") and self.peek() == "(":
+            values = self.bracket()
+            return _opaque(name + "(", *([v for v, _ in values.data] if isinstance(values, _Box) else [values]))
         return _letter(name)
 
-    def arguments(self) -> list:
-        end = self.partner[self.i]
-        self.i += 1
-        values = []
-        while self.i < end:
-            values.append(self.expression())
-            if self.i < end and not self.take(",", ";"):
-                raise _Unreadable
-        self.i = end + 1
-        return values
-
-    def root(self):
-        degree = 2
-        if self.peek() == "[" and self.kind() == "op":
-            degree = self.bracket()
-        inner = self.script()
-        self.spend(4)
-        if isinstance(inner, _Box) or isinstance(degree, _Box):
-            raise _Unreadable
-        self.rooted |= type(inner) is tuple
-        return _each(_power, inner, _each(_quotient, 1, degree))
-
     def command(self, name: str):
-        mp = _CONTEXT.mp
-        if name == "frac":
-            top = self.argument()
-            return _divide(top, self.argument())
-        if name in ("binom", "dbinom", "tbinom"):
-            top = self.argument()
-            self.spend(60)
-            return _each(_binomial, top, self.argument())
+        mp = _thread.mp
+        if name in ("frac", "binom"):
+            self.spend(60 * (name == "binom"))
+            return _each(_over if name == "frac" else functools.partial(_apply, "binomial"), self.script(), self.script())
+        if name == "sqrt":
+            degree = self.bracket() if self.peek() == "[" else Fraction(2)
+            self.spend(4)
+            return _each(_power, self.script(), _each(_over, Fraction(1), degree))
         if name in _FUNCTIONS:
             return self.function(name)
-        if name == "pi":
-            return mp.pi
-        if name == "infty":
-            return mp.inf
-        if name in ("emptyset", "varnothing"):
+        if name in ("pi", "infty"):
+            return mp.pi + 0 if name == "pi" else mp.inf
+        if name == "emptyset":
             return _Box("set", [])
-        if name in ("sum", "prod", "int", "lim", "max", "min", "sup", "inf", "iint", "oint"):
-            return self.operator(name)
-        if name == "phantom":
-            self.i = self.partner.get(self.i, self.i) + 1
-            return self.atom()
-        if name in _ACCENTS:
-            start = self.i
-            self.i = self.partner[start] + 1 if self.peek() == "{" and self.kind() == "op" else start + 1
-            return self.symbol(name + "".join(str(v) for _, v in self.tokens[start:self.i]))
+        if name in ("sum", "prod", "int", "iint", "oint", "lim", "max", "min"):
+            return self.series(name)
+        if name.startswith("begin:"):
+            return self.environment(name[6:])
+        if name in ("bar", "overline", "vec", "hat", "dot", "ddot", "tilde", "widehat", "overrightarrow"):
+            stop = self.partner[self.i] + 1 if self.peek() == "{" else self.i + 1
+            name, self.i = name + "".join(self.tokens[self.i:stop]), stop
         return self.symbol(name)
 
     def function(self, name: str):
+        """sin x, sin^2 x, sin^{-1} x, log_2 x; without brackets the argument is a product up to the next function."""
         base = power = None
-        while self.kind() == "op" and self.peek() in ("_", "^"):
-            self.i += 1
-            if self.peek(-1) == "_":
+        while self.peek() in ("_", "^"):
+            if self.take("_"):
                 base = self.script()
-            else:
+            elif self.take("^"):
                 power = self.script()
-        self.spend(10)
-        angle, self.angle = self.angle, self.angle + (name in _ANGLES)
-        if self.kind() == "op" and self.peek() in _BRACKETS:
-            inner = self.bracket()
-        else:
-            inner = self.expression(4)
-            while self.starts_factor(inner) and self.peek() not in ("(", "[", "|") and self.peek() not in _FUNCTIONS:
-                inner = _multiply(inner, self.expression(4))
-        self.angle = angle
-        if power == -1 and name in _ANGLES:
-            name, power = "a" + name, None
-        else:
-            name = _FUNCTIONS[name]
-        if name in ("log", "log10") and type(inner) is tuple:
-            self.rooted = True
-        value = _each(lambda x: _apply(name, x), inner)
+        self.spend(10 + 50 * (name == "gamma"))
+        units, self.unit = self.unit, {}
+        x = self.bracket() if self.peek() in _BRACKETS else self.expression(4.5)
+        if self.peek() == '"deg':
+            x = self.postfix(x)
+        if self.unit.pop("deg", None):
+            x = _each(_times, x, _thread.mp.pi / 180)
+        self.unit = units
+        inverse = power == -1 and name in ("sin", "cos", "tan", "cot", "sec", "csc")
+        name = "a" + name if inverse else _FUNCTIONS[name]
+        value = self.magnitude(x) if name == "fabs" else _each(functools.partial(_apply, name), x)
         if base is not None:
-            value = _divide(value, _each(lambda x: _apply("log", x), base))
-        return value if power is None else _each(_power, value, power)
+            value = _each(_over, value, _each(functools.partial(_apply, "log"), base))
+        return value if power is None or inverse else _each(_power, value, power)
 
     def bracket(self):
         start = self.i
-        end = self.partner[start]
-        opener, closer = self.peek(), self.tokens[end][1]
-        inner, last = start, end
-        while opener in ("(", "{") and self.partner.get(inner + 1) == last - 1 and self.tokens[inner + 1][1] in "({":
-            inner, last = inner + 1, last - 1
+        stop, opener = self.partner[start], self.peek()
+        closer = self.tokens[stop]
+        inner, end = start, stop
+        while self.tokens[inner] in ("(", "{") and self.partner.get(inner + 1) == end - 1 and self.tokens[inner + 1] in "({":
+            inner, end = inner + 1, end - 1  # ((((1)))) costs one level
+        opener = self.tokens[inner]
         self.i = inner + 1
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise _Capped
-        saved = self.unit, self.rooted, self.names, self.bars
-        self.bars = 0
-        items = self.items(last, opener == "set{")
-        if self.i != last:
+        saved, self.bars = (self.unit, self.letters, self.bars), 0
+        items = self.items(end, both=opener == "\\{")
+        if self.i != end:
             raise _Unreadable
-        unit, rooted, names = self.unit, self.rooted, self.names
-        self.unit, self.rooted, self.names, self.bars = saved
-        self.names = self.names | names
-        self.depth -= 1
-        self.i = end + 1
-        if opener == "set{":
-            return _Box("set", [(value, key) for value, key, _, _ in items])
-        if len(items) == 1 and opener in ("(", "[", "{", "lfloor", "lceil"):
-            self.unit, self.rooted = {**self.unit, **unit}, self.rooted or rooted
-            if opener[0] == "l":
-                return _each(lambda x: _apply("floor" if opener == "lfloor" else "ceil", x), items[0][0])
-            return items[0][0]
+        unit, letters = self.unit, self.letters
+        self.unit, self.letters, self.bars = saved
+        self.letters = self.letters | letters
+        self.i = stop + 1
+        if opener == "\\{":
+            return _Box("set", [item[:2] for item in items])
+        if len(items) == 1 and opener != "\\langle":
+            self.unit = self.unit | unit
+            name = {"\\lfloor": "floor", "\\lceil": "ceil"}.get(opener)
+            return _each(functools.partial(_apply, name), items[0][0]) if name else items[0][0]
         if opener == "{":
             return _Box("key", self.listing(items))
-        if not items or opener[0] == "l" and opener != "langle":
+        ends = [item[0] for item in items]
+        infinite = [not isinstance(v, _Box) and type(v) is not tuple and abs(v) == INFINITE for v in ends]
+        if len(items) == 2 and (opener == "[" or closer == "]" or any(infinite)):
+            return _Box("region", [(ends[0], opener == "[" and not infinite[0], ends[1], closer == "]" and not infinite[1])])
+        if not items or (opener == "[") != (closer == "]"):
             raise _Unreadable
-        values = [value for value, *_ in items]
-        infinite = any(not isinstance(v, _Box) and not _exact(v) and type(v) is not tuple and _CONTEXT.mp.isinf(v)
-                       for v in values)
-        if len(items) == 2 and (opener == "[" or closer == "]" or infinite):
-            return _Box("intervals", [(values[0], opener == "[", values[1], closer == "]")])
-        if (opener == "[") != (closer == "]"):
-            raise _Unreadable
-        return _Box("tuple", [(value, key) for value, key, _, _ in items])
+        return _Box("tuple", [item[:2] for item in items])
 
     def environment(self, name: str):
-        if not name.endswith("matrix") and name != "array":
-            items = []
-            end = next((j for j in range(self.i, len(self.tokens)) if self.tokens[j] == ("end", name)), None)
-            if end is None:
-                raise _Unreadable
-            items = self.items(end, True)
+        end = self.tokens.index("\\end:" + name, self.i)
+        if "matrix" not in name and name != "array":
+            items = self.items(end, both=True)
             self.i = end + 1
             return _Box("key", self.listing(items))
         rows = [[]]
-        while not (self.kind() == "end"):
-            if self.take("row"):
+        while self.i < end:
+            if self.take("\\\\"):
                 rows.append([])
-            elif self.take(","):
-                continue
-            else:
+            elif not self.take(","):
                 rows[-1].append(self.expression())
-            if self.i >= len(self.tokens):
-                raise _Unreadable
-        self.i += 1
+        self.i = end + 1
         rows = [row for row in rows if row]
-        if not rows:
-            raise _Unreadable
         return _determinant(rows) if name == "vmatrix" else _Box("matrix", rows)
 
-    def operator(self, name: str):
-        """A sum or product with few terms, a sum of a polynomial, or else an unknown function of its parts."""
-        letter, low, high, tag = None, None, None, name
-        while self.kind() == "op" and self.peek() in ("_", "^"):
-            self.i += 1
-            if self.peek(-1) == "^":
+    def series(self, name: str):
+        """A short sum or product, a sum of a polynomial of any length, or else an unknown function of its parts."""
+        letter, low, high, tag = "", None, None, name
+        while self.peek() in ("_", "^"):
+            if self.take("^"):
                 high = self.script()
-                continue
-            stop = self.partner[self.i] if self.peek() == "{" and self.kind() == "op" else None
-            if stop and name in ("sum", "prod") and self.kind(1) == "letter" and self.peek(2) == "=":
-                letter = self.peek(1)
-                self.i += 3
-                low = self.expression()
-                if self.i != stop:
-                    raise _Unreadable
-                self.i += 1
-            elif stop and name not in ("int", "iint", "oint"):
-                tag += "".join(str(v) for _, v in self.tokens[self.i:stop + 1])
-                self.i = stop + 1
+            elif self.peek(1) == "{" and name in ("sum", "prod") and self.peek(3) == "=":
+                letter, stop = self.peek(2), self.partner[self.i + 1]
+                self.i += 4
+                low, self.i = self.expression(), stop + 1
             else:
-                low = self.script()
-        start, saved = self.i, self.bound
+                stop = self.partner.get(self.i + 1, self.i + 1) + 1
+                tag, self.i = tag + "".join(self.tokens[self.i:stop]), stop
+        start, outer = self.i, self.bound
 
         def term(value):
-            self.i, self.bound = start, {**saved, letter: value} if letter else saved
-            result = self.expression(2)
-            self.bound = saved
+            self.i, self.bound = start, {**outer, letter: value}
+            result = self.expression(3)
+            self.bound = outer
             return result
 
-        if letter and high is not None and _exact(low):
-            total = self.series(name, term, low, high)
-            if total is not None:
+        count = _add(high, 1 - low) if letter and high is not None and _exact(low) else None
+        if _exact(count) and 0 < count <= 40 and count.denominator == 1:
+            return functools.reduce(_add if name == "sum" else functools.partial(_each, _times),
+                                    [term(low + k) for k in range(int(count))])
+        if name == "sum" and (_exact(count) or type(count) is tuple):
+            row, total, chosen = [term(low + k) for k in range(10)], NOTHING, Fraction(1)
+            for order in range(8):  # Newton's forward differences: sum = C(n,1) d0 + C(n,2) d1 + ...
+                chosen = _each(_over, _each(_times, chosen, _add(count, Fraction(-order))), Fraction(order + 1))
+                total = _add(total, _each(_times, chosen, row[0]))
+                row = [_minus(b, a) for a, b in zip(row, row[1:], strict=False)]
+            if not any(any(d) if type(d) is tuple else d for d in row):
                 return total
-        body = term(_letter("bound"))
-        return _opaque(tag, *(v for v in (low, high, body) if v is not None))
-
-    def series(self, name, term, low, high):
-        count = _add(high, 1 - low)
-        if isinstance(count, int) and 0 <= count <= 40:
-            total = 0 if name == "sum" else 1
-            for k in range(count):
-                total = _add(total, term(low + k)) if name == "sum" else _multiply(total, term(low + k))
-            if not count:
-                term(low)
-            return total
-        if name == "prod" or not (_exact(count) or type(count) is tuple):
-            return None
-        differences = [term(low + k) for k in range(10)]
-        total, binomial = 0, 1
-        for order in range(10):
-            if order > 7:
-                if any(any(d) if type(d) is tuple else d for d in differences):
-                    return None
-            binomial = _divide(_multiply(binomial, _add(count, -order)), order + 1)
-            total = _add(total, _multiply(binomial, differences[0]))
-            differences = [self.difference(b, a) for a, b in zip(differences, differences[1:], strict=False)]
-        return total
+        return _opaque(tag, *(v for v in (low, high, term(_letter("bound " + name))) if v is not None))
 
 
-# ------------------------------------------------------------------ the public five, and grade
-def _read(text: object) -> tuple[tuple | None, str]:
-    """(key, "ok" | "unparsed" | "capped") of an answer."""
-    if not isinstance(text, str):
-        if isinstance(text, bool) or not isinstance(text, (int, float)) or not math.isfinite(text):
-            return None, "unparsed"
-        text = repr(text)
-    return _read_short(text) if len(text) <= 200 else _read_text(text)
+def _determinant(rows: list):
+    if len(rows) > 4 or any(len(row) != len(rows) for row in rows):
+        raise _Unreadable
+    if len(rows) == 1:
+        return rows[0][0]
+    total = NOTHING
+    for j, x in enumerate(rows[0]):
+        term = _each(_times, x, _determinant([row[:j] + row[j + 1:] for row in rows[1:]]))
+        total = _minus(total, term) if j % 2 else _add(total, term)
+    return total
+
+
+# ------------------------------------------------------------------ keys of answers
+def _read(answer: object) -> tuple[tuple | None, str]:
+    """(key, status) of an answer; status "ok", "unparsed" (the key is the text or None) or "capped" (it was too much)."""
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and abs(answer) < 1e300:
+        answer = repr(answer)
+    if not isinstance(answer, str):
+        return None, "unparsed"
+    return _read_often(answer) if len(answer) <= 200 else _read_text(answer)
 
 
 def _read_text(text: str) -> tuple[tuple | None, str]:
     if len(text) > MAX_CHARS:
         return None, "capped"
     text = _clean(text)
-    if len(text) < 16 and text.isdecimal():
+    if len(text) < 16 and text.isascii() and text.isdigit():
         return ("n", int(text), 1), "ok"
     status = "unparsed"
     try:
         if choice := _CHOICE.fullmatch(text):
-            rest = choice[2].strip()
             letter = _number_key(_letter(choice[1]))
-            return (("choice", letter, _read_text(rest)[0]) if rest else letter), "ok"
-        return _Reader(*_tokenise(text)).answer(), "ok"
-    except (_Absurd, ZeroDivisionError):
-        return None, "unparsed"
-    except (_Capped, OverflowError, RecursionError):  # RecursionError: a caller near the interpreter's limit
+            return (("choice", letter, _read_text(choice[2])[0]) if choice[2] else letter), "ok"
+        return _Reader(text).answer(), "ok"
+    except ZeroDivisionError:  # 1/0, infinity - infinity: it says nothing, not even its own text
+        return None, status
+    except (_Capped, OverflowError, RecursionError):  # RecursionError: the caller was near the interpreter's limit
         status = "capped"
-    except (_Unreadable, ValueError):  # ValueError: mpmath at a pole
+    except (_Unreadable, ValueError):  # ValueError: mpmath at a pole, matrices of different shape
         pass
-    raw = _NOISE.sub("", text)
-    return (("raw", raw) if any(c.isalnum() for c in raw) else None), status
+    text = re.sub(r"\s++|\\(?:left|right|displaystyle|[,;:! ])|\$", "", text)
+    return ("text", text) if any(c.isalnum() for c in text) else None, status
 
 
-_NOISE = re.compile(r"\s++|\\(?:left|right|displaystyle|[,;:! ])|\$")
-_read_short = lru_cache(maxsize=4_096)(_read_text)
+_read_often = functools.lru_cache(maxsize=4_096)(_read_text)  # a group's samples repeat; long texts are not kept
 
 
 def answer_key(answer: str) -> Hashable | None:
+    r"""The canonical key of an answer: equal keys, same meaning. None for an empty or absurd answer ("", "?", 1/0).
+
+    Never raises, whatever the type of `answer`. Bounded work: at most about 20 ms.
+
+    >>> answer_key(r"\frac{2}{4}") == answer_key("0.5") == answer_key("x = 1/2"), answer_key(r"\frac{1}{0}")
+    (True, None)
+    """
     return _read(answer)[0]
 
 
-def same_answer(a, b) -> bool:
+def same_answer(a: str | None, b: str | None) -> bool:
+    """Equality of keys. None equals nothing, not even None."""
     key = answer_key(a)
     return key is not None and key == answer_key(b)
 
 
-def cluster_answers(answers: list) -> list[int]:
-    ids, seen = [], {}
-    for position, answer in enumerate(answers):
-        key = answer_key(answer)
-        ids.append(seen.setdefault(("alone", position) if key is None else key, len(seen)))
-    return ids
+def cluster_answers(answers: list[str | None]) -> list[int]:
+    """Cluster ids from 0 in order of first appearance; an answer without key is alone each time.
+
+    >>> cluster_answers(["2", r"\\sqrt{4}", "", "3", ""])
+    [0, 0, 1, 2, 3]
+    """
+    seen: dict = {}
+    keys = [answer_key(answer) for answer in answers]
+    return [seen.setdefault(("alone", j) if key is None else key, len(seen)) for j, key in enumerate(keys)]
 
 
+# ------------------------------------------------------------------ from a response to its answer
 _BOX = re.compile(r"(\\(?:boxed|fbox)\s{0,3}+\{)|\\.|[{}]", re.S)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}+([^\s{}$]{1,100}+)")
-_BETWEEN = re.compile(r"(?:[\s,;$&]|\\q?quad|\\[,;! ]|and\b|or\b|\\text\s{0,3}+\{[^{}]{0,40}+\})*+")
+_BETWEEN = re.compile(r"(?:[\s,;$&]|\\q?quad|\\[,;! ]|and\b|or\b|" + _TEXT + r"[^{}]{0,40}+\})*+")
 _PHRASE = re.compile(r"(?:answer\**\s{0,3}+(?:is|are|=)|^[\s*#]{0,9}+(?:the )?(?:final )?answer\**\s{0,3}+[:：]|答案(?:是|为|：|:))"
                      r"[\s:*]{0,9}+", re.I | re.M)
 _STOP = re.compile(r"\.\s++[A-Z]|\.\s*+$|\n")
-_MATH = re.compile(r"\$\$([^$]{1,2000}+)\$\$|\$([^$\n]{1,2000}+)\$|\\\(([^\n]{1,2000}?)\\\)|\\\[([^\\]{1,2000}+|.{1,2000}?)\\\]", re.S)
+_FORMULA = re.compile(r"(?<!\\)\$\$?+([^$]{1,600}+)\$|\\[(\[]((?:[^\\]|\\(?![)\]])){1,600}+)\\[)\]]", re.S)
 _LAST = re.compile(r"(?:(?<![\w)\]}])[-+]\s?)?(?<![\w.])(?:\\?\$\s?)?(?:\d++(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))*+(?:\.\d++)?+|\.\d++)"
                    r"(?:[eE][+-]?\d{1,4}+)?+(?:/\d++)?+(?:\s?(?:\\?%|percent\b|pct\b))?", re.A)
-_PROSE = re.compile(r"\\(?:" + _TEXT + r")\s{0,3}+\{[^{}]{0,200}+\}|\\[A-Za-z]++|([A-Za-z]{2,}|\*\*|[^\W\d_A-Za-zͰ-Ͽ])")
+_PROSE = re.compile(_TEXT + r"[^{}]{0,200}+\}|\\[A-Za-z]++|([A-Za-z]{2,}+|\*\*|[^\W\d_A-Za-zͰ-Ͽ])")
 
 
 def extract_answer(text: str) -> str | None:
-    """The final answer of a response, as text, or None."""
+    r"""The final answer of a response, as text, or None.
+
+    After the last `</think>`: the last balanced \boxed{}; else what follows `####`, "answer is" or a line's "Answer:"; else
+    the whole of a response that is no prose; else its last formula or number. A thought or a box that was cut off is None.
+
+    >>> extract_answer(r"<think>\boxed{1}</think> So \boxed{\frac{1}{2}}."), extract_answer("3+5=8, so 8 apples")
+    ('\\frac{1}{2}', '8')
+    """
     if not isinstance(text, str):
         return None
     thought = text.rfind("</think>")
-    if thought >= 0:
-        text = text[thought + 8:]
-    elif "<think>" in text[:200]:
-        return None  # still thinking when it was cut off
+    if thought < 0 and "<think>" in text[:200]:
+        return None
+    text = text[thought + 8:] if thought >= 0 else text
     box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if box >= 0:
-        found = _last_box(text[max(0, box - 4_000):box + MAX_CHARS])
-        if found is None and (bare := _BARE_BOX.match(text, box)):
-            found = bare[1].rstrip(".,")
-        return found  # a box that never closes was cut off: half an answer is none
-    text = text[-4_000:]
+        bare = _BARE_BOX.match(text, box)
+        return _last_box(text[max(0, box - 4_000):box + MAX_CHARS]) or (bare and bare[1].rstrip(".,")) or None
+    text = text[-2_000:]
     marked = text.rfind("####")
     if marked >= 0:
-        text = text[marked + 4:].strip().split("\n")[0]
-        return text.strip() or None
+        return text[marked + 4:].strip().split("\n")[0] or None
     phrase = None
     for phrase in _PHRASE.finditer(text):
         pass
-    if phrase:
-        text = text[phrase.end():]
-        stop = _STOP.search(text)
-        text = text[:stop.start()] if stop else text
-    return _candidate(text.strip())
-
-
-def _candidate(text: str) -> str | None:
-    """Of a sentence: all of it if it is no prose, else its last formula or number."""
-    prose = [w[1] for w in _PROSE.finditer(text) if w[1] and w[1] not in _FUNCTIONS and w[1] not in _UNITS and
-             w[1] not in _WORD_OPS]
-    if text and (not prose or len(text) < 60 and not any(c.isdigit() for c in text)):
-        return text
-    formula = number = None
-    for formula in _MATH.finditer(text):
-        pass
-    for number in _LAST.finditer(text, formula.end() if formula else 0):
-        pass
-    if formula and not number:
-        inner = formula[formula.lastindex].strip()
-        return _candidate(inner) if len(inner) < len(text) else inner
-    return number[0].strip() if number else None
+    text = text[phrase.end() if phrase else 0:].strip()
+    stop = _STOP.search(text) if phrase else None
+    return _candidate(text[:stop.start()] if stop else text)
 
 
 def _last_box(text: str) -> str | None:
-    """The last balanced box; boxes joined by "and" or a comma are one answer in parts."""
+    """The last balanced box; boxes with no more than "and" or a comma between them are one answer in parts."""
     stack, boxes = [], []
     for token in _BOX.finditer(text):
-        if token[1]:
-            stack.append((token.start(), token.end()))
-        elif token[0] == "{":
-            stack.append(None)
+        if token[1] or token[0] == "{":
+            stack.append((token.start(), token.end()) if token[1] else None)
         elif token[0] == "}" and stack and (opened := stack.pop()):
             while boxes and boxes[-1][0] > opened[0]:
-                boxes.pop()
-            boxes.append((opened[0], token.end(), text[opened[1]:token.start()]))
-    if not boxes:
-        return None
-    parts = [boxes[-1]]
+                boxes.pop()  # a box inside this one
+            boxes.append((opened[0], token.end(), text[opened[1]:token.start()].strip()))
+    parts = boxes[-1:]
     for box in boxes[-2::-1]:
         if not _BETWEEN.fullmatch(text, box[1], parts[0][0]):
             break
         parts.insert(0, box)
-    return ", ".join(dict.fromkeys(part[2].strip() for part in parts)) or None
+    return ", ".join(dict.fromkeys(part[2] for part in parts)) or None
 
 
-_TOLERANCE = re.compile(r"\(tolerance ([\d.eE+-]{1,20})\)\s*+$")
+def _candidate(text: str) -> str | None:
+    """All of a text that is no prose, or that is a few words; else its last formula or number."""
+    prose = any(w[1] not in (None, *_FUNCTIONS, *_UNITS, *_SYNONYMS) for w in _PROSE.finditer(text))
+    if not prose or len(text) < 60 and not any(c.isdigit() for c in text):
+        return text or None
+    formula = number = None
+    for formula in _FORMULA.finditer(text):
+        pass
+    for number in _LAST.finditer(text, formula.end() if formula else 0):
+        pass
+    return number[0].strip() if number else _candidate(formula[formula.lastindex].strip()) if formula else None
 
 
-@lru_cache(maxsize=20_000)
-def _golds(gold: object) -> tuple:
-    """The keys that a gold accepts beside its own, and its tolerance."""
-    tolerance = None
-    if isinstance(gold, str):
-        if found := _TOLERANCE.search(gold[-40:]):
-            gold, tolerance = gold[:gold.rindex("(")], found[1]
-        if "\\boxed" in gold or "####" in gold:
-            gold = extract_answer(gold)
-    key = _read(gold)[0]
-    return key, tolerance and Fraction(tolerance)
+# ------------------------------------------------------------------ reward
+_TOLERANCE = re.compile(r"\(tolerance (\d[\d.]{0,20}+(?:e-?\d{1,2})?)\)\s{0,9}+$")
 
 
 def grade(response: str, gold: object) -> tuple[float, str | None, str]:
-    """(reward, answer, status)."""
+    r"""(reward, extracted answer, status). Status: "ok", "missing" (no answer), "unparsed" (compared as text), "capped".
+
+    The reward is 1.0 or 0.0, and depends on the response only through the key of its answer: a cluster has one reward.
+    A gold with key None is never right. A gold is kinder than its key to:
+    - a list or tuple of golds: rewrites of one answer, any of them counts; a float or int counts as its decimal text
+    - a gold with a box or `####`: what is extracted from it; zero-padding ("073") and thousands separators never count
+    - a gold without unit: an answer with one; a gold with unit: an answer without; never another unit (5 cm, 5 m)
+    - percent: a gold of 0.5 takes 50%, a gold of 50% takes 0.5 and 50
+    - a gold with a number base: its digits alone; a gold ratio a:b: a/b
+    - a gold with "(tolerance 1e-1)" at its end: numbers within it
+    - a gold without finite decimals: its value rounded to four decimals or more (0.3333, not 0.333, for 1/3)
+    - a gold list without order: the same entries as a tuple; a gold 1 < x < 2: (1, 2), though not the reverse
+    - choices: "(B) 12" counts as B and as 12
+    each of these also inside the entries of lists, tuples and intervals.
+
+    >>> grade(r"so \boxed{\text{5 cm}}", 5.0), grade("no idea", "5")
+    ((1.0, '\\text{5 cm}', 'ok'), (0.0, 'no idea', 'ok'))
+    """
     answer = extract_answer(response)
     if answer is None:
         return 0.0, None, "missing"
     key, status = _read(answer)
-    right = key is not None and any(_accepts(*_golds(g), key) for g in (gold if isinstance(gold, (list, tuple)) else [gold]))
+    golds = gold if isinstance(gold, (list, tuple)) else [gold]
+    right = key is not None and any(_accepts(*_gold(g), key) for g in golds if isinstance(g, (str, int, float)))
     return float(right), answer, status
 
 
 def reward(response: str, gold: object) -> float:
+    """1.0 or 0.0: the reward of `grade`."""
     return grade(response, gold)[0]
 
 
-def _accepts(gold, tolerance, key) -> bool:
-    if gold is None:
-        return False
-    if gold == key:
-        return True
-    kind, mine = gold[0], key[0]
-    if mine == "choice":
-        return _accepts(gold, tolerance, key[1]) or key[2] is not None and _accepts(gold, tolerance, key[2])
-    if kind == "choice":
-        return _accepts(gold[1], tolerance, key)
-    if kind == "unit" and mine != "unit":
-        percent = gold[2] == (("%", 1),)
-        return _accepts(gold[1], tolerance, key) or percent and gold[1][0] == "n" and key == _scaled(gold[1])
-    if mine == "unit" and kind != "unit":
-        return _accepts(gold, tolerance, key[1]) or key[2] == (("%", 1),) and key[1][0] == "n" and _scaled(key[1]) == gold
+@functools.lru_cache(maxsize=20_000)
+def _gold(gold: str | float) -> tuple[Fraction | None, tuple | None]:
+    """(stated tolerance, key) of a gold."""
+    if not isinstance(gold, str):
+        return None, _read(gold)[0]
+    tolerance = _TOLERANCE.search(gold[-60:])
+    gold = gold[:gold.rindex("(")] if tolerance else gold
+    return tolerance and Fraction(tolerance[1]), _read(extract_answer(gold) if "\\boxed" in gold or "####" in gold else gold)[0]
+
+
+def _accepts(tolerance: Fraction | None, gold: tuple | None, key: tuple | None) -> bool:
+    """The list in `grade`. Nothing but keys comes in, so that equal keys have equal rewards."""
+    if gold is None or key is None or gold == key:
+        return gold is not None and gold == key
+    accepts, (kind, mine) = functools.partial(_accepts, tolerance), (gold[0], key[0])
+    if kind == mine == "unit":
+        return gold[2] == key[2] and accepts(gold[1], key[1])
     if kind == "unit":
-        return gold[2] == key[2] and _accepts(gold[1], tolerance, key[1])
-    if kind == "base":
-        return key[0] == "n" and key[2] == 1 and str(key[1]) == gold[3]
-    if mine == "n" and kind in ("n", "f"):
-        return _close(gold, tolerance, key)
+        return accepts(gold[1], key) or _hundredth(gold) == key
+    if mine == "unit":
+        return accepts(gold, key[1]) or _hundredth(key) == gold
+    if mine == "choice":
+        return any(accepts(gold, part) for part in key[1:])
+    if kind == "choice":
+        return any(accepts(part, key) for part in gold[1:])
+    if kind == "base" and mine == "n":
+        return gold[1] == str(key[1]) and key[2] == 1
     if kind == "ratio" and mine == "n":
-        return len(gold[1]) == 2 and key[1] and gold[1][1] == ("n", key[2], key[1])
-    if kind == mine and kind in ("tuple", "set", "matrix", "intervals"):
-        if len(gold[1]) != len(key[1]):
-            return False
-        if kind == "intervals":
-            return all(a[1] == b[1] and a[3] == b[3] and _accepts(a[0], None, b[0]) and _accepts(a[2], None, b[2])
-                       for a, b in zip(gold[1], key[1], strict=True))
-        if kind == "tuple":
-            return all(_accepts(g, tolerance, k) for g, k in zip(gold[1], key[1], strict=True))
-        if kind == "set" and len(gold[1]) <= 20:
+        return len(gold[1]) == 2 and key[1] != 0 and gold[1][1] == ("n", key[2], key[1])
+    if kind in ("n", "closed") and mine == "n":
+        return _rounds(tolerance, gold, Fraction(*key[1:]))
+    if kind == "region" and mine == "tuple":
+        return gold[1] == ((key[1][0], False, key[1][1], False),)
+    if kind in ("set", "tuple", "region", "matrix") and mine in (kind, "tuple") and len(gold[1]) == len(key[1]) <= 20:
+        if kind == "set":
             left = list(key[1])
-            for g in gold[1]:
-                match = next((k for k in left if _accepts(g, tolerance, k)), None)
-                if match is None:
+            for entry in gold[1]:
+                found = next((j for j, k in enumerate(left) if accepts(entry, k)), None)
+                if found is None:
                     return False
-                left.remove(match)
+                del left[found]
             return True
-    if kind == "set" and mine == "tuple":
-        return len(key[1]) == len(gold[1]) > 1 and _accepts(gold, tolerance, ("set", tuple(sorted(key[1], key=repr))))
-    if kind == "intervals" and mine == "tuple":
-        return len(gold[1]) == 1 and len(key[1]) == 2 and gold[1][0] == (key[1][0], False, key[1][1], False)
+        if kind == "region":
+            return all(g[1::2] == k[1::2] and accepts(g[0], k[0]) and accepts(g[2], k[2]) for g, k in zip(*(gold[1], key[1])))
+        if kind == "tuple":
+            return all(map(accepts, gold[1], key[1]))
     return False
 
 
-def _scaled(key):
-    x = Fraction(key[1], key[2] * 100)
-    return ("n", x.numerator, x.denominator)
+def _hundredth(key: tuple) -> tuple | None:
+    """The plain number that a percentage is."""
+    if key[2] != (("%", 1),) or key[1][0] != "n":
+        return None
+    return ("n", *Fraction(key[1][1], 100 * key[1][2]).as_integer_ratio())
 
 
-def _close(gold, tolerance, key) -> bool:
-    """A stated tolerance; else a decimal of four places or more that is the rounded value of a gold that has no end."""
-    value = Fraction(key[1], key[2])
-    target = Fraction(gold[1], gold[2]) if gold[0] == "n" else Fraction(gold[1]) * Fraction(2) ** gold[2]
+def _rounds(tolerance: Fraction | None, gold: tuple, value: Fraction) -> bool:
+    target = Fraction(*gold[1:]) if gold[0] == "n" else gold[1] * Fraction(2) ** gold[2]
     if tolerance is not None:
         return abs(value - target) <= tolerance
-    for places in range(4, 16):
-        if 10**places % key[2] == 0:
-            return abs(value) > Fraction(1, 10) and round(target, places) == value
-    return False
+    places = next((p for p in range(4, 16) if 10**p % value.denominator == 0), None)
+    return places is not None and abs(value) * 10**places >= 1_000 and round(target, places) == value
