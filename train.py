@@ -31,9 +31,20 @@ import sys
 import time
 import typing
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from curriculum import (
+    Parser,
+    answer_limit,
+    load_curriculum,
+    load_questions,
+    order_settings,
+    render,
+    semantic_order,
+    stages,
+)
 from entropy import (
     METHODS,
     Treatment,
@@ -115,20 +126,13 @@ class Config:
     device: str | None = None  # cpu or cuda; none: cuda when there is one
     attention: str | None = None  # attention implementation; none: sound for the device
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
-    tokens_per_micro_batch: int = 16384  # forward and backward in pieces of so many tokens: memory, nothing else
+    tokens_per_micro_batch: int | None = None  # memory, nothing else; none: 2048 on a CPU, 16384 on a GPU
 
 
 METHOD_SETTINGS = sorted({name for method in METHODS for name in settings_of(method)})
 
 
 # ---------------------------------------------------------------------------------------------- config
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
-
-
 def make_parser() -> Parser:
     """Flags from the fields of Config, help from their comments, one place for both."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -139,9 +143,10 @@ def make_parser() -> Parser:
     for field in dataclasses.fields(Config):
         kind = next(t for t in (typing.get_args(hints[field.name]) or [hints[field.name]]) if t is not type(None))
         shown = "" if field.default is None else f" [{field.default}]"
-        options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__}
+        switch, typed = {"action": argparse.BooleanOptionalAction}, {"type": kind, "metavar": kind.__name__}
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=argparse.SUPPRESS, help=comments[field.name] + shown, **options)
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=comments[field.name] + shown,
+                            **switch if kind is bool else typed)  # fmt: skip
     return parser
 
 
@@ -192,15 +197,13 @@ def check(config: Config, resume: bool) -> None:
     check_settings(config.method, method_settings(config))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     least = {"steps": 1, "group_size": 2, "minibatches": 1, "epochs": 1, "questions_per_step": 1, "max_new_tokens": 1,
-             "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "keep_checkpoints": 1,
+             "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "stages": 1, "keep_checkpoints": 1,
              "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0, "warmup_steps": 0, "seed": 0,
              "lr": 0, "weight_decay": 0, "temperature": 1e-6, "max_grad_norm": 1e-12}  # fmt: skip
     for name, low in least.items():
         value = getattr(config, name)
-        if not low <= value < math.inf:
+        if value is not None and not low <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {low}, and finite")
-    if config.stages is not None and config.stages < 1:
-        raise ValueError(f"--stages {config.stages}: must be at least 1 (1 is plain shuffling)")
     if config.minibatches > config.questions_per_step:
         raise ValueError(f"--minibatches {config.minibatches} is more than --questions-per-step "
                          f"{config.questions_per_step}: a minibatch needs a question")  # fmt: skip
@@ -281,6 +284,11 @@ class Run:
     stages: list[list[int]]
     fork_after: tuple[str, ...] | None  # a fork is the token after one of these strings, where the task knows
 
+    @property
+    def budget(self) -> int:
+        """Tokens per micro-batch. A CPU is fastest when a piece fits its cache, a GPU when it is full."""
+        return self.config.tokens_per_micro_batch or (2048 if self.device.type == "cpu" else 16384)
+
 
 @dataclass
 class Batch:
@@ -309,7 +317,10 @@ def in_global_order(local: Tensor, config: Config, world: int) -> Tensor:
 
 
 def collect(run: Run, step: int) -> Batch:
-    """Questions -> samples -> rewards -> advantages -> treatment. No gradient anywhere."""
+    """Questions -> samples -> rewards -> advantages -> treatment. No gradient anywhere.
+
+    Raises FloatingPointError on numbers that are none.
+    """
     import torch
 
     from rollout import gathered, position_seed, sample, score
@@ -335,24 +346,28 @@ def collect(run: Run, step: int) -> Batch:
     advantages = group_advantages(rewards.view(-1, c.group_size), scale=c.advantage_std).view(-1, 1)  # [b, 1]
     took("grade")
     with torch.no_grad():
-        old, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=c.tokens_per_micro_batch)
-        ref = old * 0 if run.reference is None else score(run.reference, rollout, c.temperature, with_entropy=False,
-                                                          tokens_per_micro_batch=c.tokens_per_micro_batch)[0]  # fmt: skip
+        old, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=run.budget)
+        ref = None
+        if run.reference is not None:
+            ref, _ = score(run.reference, rollout, c.temperature, False, tokens_per_micro_batch=run.budget)
     took("score")
     mask = rollout.mask
-    per_token = {"sampled": rollout.logprobs, "old": old, "ref": ref, "entropy": entropy, "mask": mask.float(),
-                 "advantages": advantages.to(old) * mask, "fork": fork_mask(run, rollout).to(old)}  # fmt: skip
-    per_row = {"reward": rewards, "finished": finished.float(),
-               **{s: torch.tensor([float(status == s) for status in statuses]) for s in ("missing", "unparsed", "capped")}}
+    per_token = {"sampled": rollout.logprobs, "old": old, "ref": old if ref is None else ref, "entropy": entropy,
+                 "mask": mask.float(), "advantages": advantages.to(old) * mask,
+                 "fork": fork_mask(run, rollout).to(old)}  # fmt: skip
+    per_row = {"reward": rewards, "finished": finished.float()}
+    per_row |= {s: torch.tensor([float(status == s) for status in statuses]) for s in ("missing", "unparsed", "capped")}
     tokens = in_global_order(torch.stack(list(per_token.values()), 1), c, run.world)  # [B, 7, T]
     rows = in_global_order(torch.stack(list(per_row.values()), 1).to(old.device), c, run.world)  # [B, 5]
-    everything = dict(zip(per_token, tokens.unbind(1))) | dict(zip(per_row, rows.unbind(1)))
+    everything = dict(zip([*per_token, *per_row], [*tokens.unbind(1), *rows.unbind(1)], strict=True))
     everything["mask"] = everything["mask"].bool()
+    for name in ("sampled", "old", "ref", "entropy"):
+        if not everything[name].isfinite().all():
+            raise FloatingPointError(f"{name}: log-probs or entropies that are not numbers")
     whole = treat(c.method, everything["old"], everything["entropy"], everything["advantages"], everything["mask"],
                   seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
     own = torch.arange(len(tokens)).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
     treatment = whole.rows(own.to(old.device), mask.shape[1])
-    ref = None if run.reference is None else ref
     return Batch(rollout, old, ref, treatment, everything, whole, questions, seconds)
 
 
@@ -388,7 +403,7 @@ def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
     masks = batch.everything["mask"].chunk(c.minibatches)  # of all ranks: the divisor is global
     for _, m in ((e, m) for e in range(c.epochs) for m in range(c.minibatches)):
         rows = torch.arange(m * per_minibatch, (m + 1) * per_minibatch)
-        pieces = micro_batches(batch.rollout.rows(rows).lengths, c.tokens_per_micro_batch)
+        pieces = micro_batches(batch.rollout.rows(rows).lengths, run.budget)
         most = int(gather(torch.tensor([len(pieces)], device=masks[0].device)).max())
         count = normaliser(batch.treatment.average, masks[m], c.max_new_tokens)
         for i in range(most):
@@ -408,7 +423,8 @@ def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
         norm = torch.nn.utils.clip_grad_norm_(parameters, c.max_grad_norm)
         norm = norm.full_tensor().item() if hasattr(norm, "full_tensor") else norm.item()
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of minibatch {m} is {norm}")
+            run.optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(f"gradient: the norm over minibatch {m} is {norm}")
         norms.append(norm)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
@@ -552,7 +568,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def training_state(run: Run) -> dict:
     """Weights and AdamW moments by parameter name, tensors only: torch.distributed.checkpoint pickles anything else.
 
-    The rest of the optimizer (learning rate, betas) is the config's; filled in place by a load in any number of processes.
+    The rest of the optimizer (learning rate, betas) is the config's. Loads in any number of processes.
     """
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
@@ -579,7 +595,7 @@ def refuse_foreign_code(folder: Path) -> None:
         with (folder / ".metadata").open("rb") as file:
             Names(file).load()
     except (OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{folder}: not a whole checkpoint ({error}); remove it to go on from the one before") from None
+        raise ValueError(f"{folder}: not a whole checkpoint ({error}); remove it to use the one before") from None
 
 
 def save_checkpoint(run: Run, next_step: int, score: float | None) -> None:
@@ -626,7 +642,7 @@ def load_checkpoint(run: Run) -> int:
 
 # ---------------------------------------------------------------------------------------------- the run
 class Broken(RuntimeError):
-    """The run must stop: a number that is not one, or two policies where there should be one. Exit code 1."""
+    """The run must stop: a number that is none, or two policies where there should be one. Exit code 1."""
 
 
 def locate(config: Config) -> tuple[str, str, str | None]:
@@ -643,8 +659,6 @@ def locate(config: Config) -> tuple[str, str, str | None]:
 
 def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     """Load everything, what is quick to refuse first; returns the run, its next step and its metrics so far."""
-    from curriculum import load_questions, render
-
     model_path, questions_path, heldout_path = locate(config)
     questions = load_questions(questions_path)
     heldout = load_questions(heldout_path) if heldout_path and config.eval_samples else []
@@ -659,7 +673,10 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     questions = [questions[i] for i in kept]
     heldout_prompts, kept = render(heldout, tokenizer, config.instruction, config.max_prompt_tokens)
     heldout = [heldout[i] for i in kept]
+    if config.curriculum:
+        load_curriculum(config.curriculum, questions)  # refused here, before anything is written
     model = load_model(model_path, device, torch.float32, config.attention)
+    answer_limit(model, tokenizer, prompts, config.max_new_tokens)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model = shard(model)
@@ -667,17 +684,18 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     reference = shard(load_model(model_path, device, torch.float32, config.attention)) if needs_reference else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     folder = Path(config.out)
-    run = Run(config, folder, rank, world, device, tokenizer, model, reference, optimizer, prompts, questions, heldout_prompts,
-              heldout, [], read_forks(model_path))  # fmt: skip
+    run = Run(config, folder, rank, world, device, tokenizer, model, reference, optimizer, prompts, questions,
+              heldout_prompts, heldout, [], read_forks(model_path))  # fmt: skip
     if rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
     barrier()
+    run.stages = make_stages(run, model_path, questions_path)  # from the start policy: before a checkpoint loads
     start = load_checkpoint(run)
-    history = keep_until(folder / "metrics.jsonl", start) if rank == 0 else []
+    history = []
     if rank == 0:
+        history = keep_until(folder / "metrics.jsonl", start)
         keep_until(folder / "samples.jsonl", start)
-    run.stages = make_stages(run, model_path)
     return run, start, history
 
 
@@ -687,25 +705,27 @@ def reads_reference(config: Config) -> bool:
     return bool(settings.get("beta_low") or settings["kl_coef"] or config.method == "sent_release")
 
 
-def make_stages(run: Run, model_path: str) -> list[list[int]]:
-    """The curriculum: a given file, one this run has made, or a new one. One stage is plain shuffling and needs none."""
-    c = run.config
-    n = c.stages or (4 if c.method in ("sent", "sent_release") else 1)
-    if n == 1 and c.curriculum is None:
-        return [list(range(len(run.questions)))]
-
-    from curriculum import load_curriculum, semantic_order, stages
+def make_stages(run: Run, model_path: str, questions_path: str) -> list[list[int]]:
+    """The curriculum: a given file, one this run has made, or a new one. One stage is plain shuffling, without."""
     from rollout import barrier, gathered
 
+    c = run.config
+    n = c.stages or (4 if c.method in ("sent", "sent_release") else 1)
+    if n == 1:
+        return [list(range(len(run.questions)))]
     path = run.folder / "curriculum.jsonl"
-    if c.curriculum:
-        if run.rank == 0:
-            shutil.copyfile(c.curriculum, path)
-        barrier()
-    else:
+    settings = order_settings(model_path, questions_path, run.questions, run.prompts, c.curriculum_samples,
+                              c.max_new_tokens, c.seed, c.estimator, c.temperature)  # fmt: skip
+    if c.curriculum and not path.exists() and run.rank == 0:
+        replace_file(path, Path(c.curriculum).read_text())
+    barrier()
+    if not c.curriculum:
         with gathered(run.model):
-            semantic_order(...)
-    order = load_curriculum(path, run.questions)
+            semantic_order(run.model, run.tokenizer, run.questions, run.prompts, path, settings)
+    rows, warnings = load_curriculum(path, run.questions, settings)
+    for text in warnings if run.rank == 0 else []:
+        print(f"warning: {text}", file=sys.stderr)
+    order = [row["index"] for row in rows]
     return stages(order[::-1] if c.reverse else order, n)
 
 
@@ -719,11 +739,12 @@ def held_out(run: Run, samples: int, position: int) -> dict:
     """avg@k, pass@k and per-question counts on the held-out questions, `samples` answers each."""
     from evaluate import evaluate
 
-    from rollout import gathered
+    from rollout import gathered, position_seed
 
     c = run.config
     with gathered(run.model):
-        return evaluate(...)
+        return evaluate(run.model, run.tokenizer, run.heldout, run.heldout_prompts, samples, c.max_new_tokens,
+                        c.temperature, position_seed(c.seed, position))  # fmt: skip
 
 
 def interruptible() -> list[int]:
@@ -740,17 +761,38 @@ def interruptible() -> list[int]:
     return caught
 
 
+@contextmanager
+def stopping_on_bad_numbers(run: Run, step: int, batch: Batch | None = None) -> Iterator[None]:
+    """FloatingPointError -> Broken that names step and questions, the batch beside the run's files for inspection."""
+    import torch
+
+    try:
+        yield
+    except FloatingPointError as error:
+        c = run.config
+        ids = [run.questions[q].id for q in batch_at(step, c.steps, run.stages, c.questions_per_step, c.seed)]
+        where = ""
+        if batch is not None:
+            path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
+            torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
+            where = f"; its tensors are in {path} (torch.load)"
+        raise Broken(f"step {step}: {error}. The update was not applied and the last checkpoint stands{where}. "
+                     f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}") from None  # fmt: skip
+
+
 def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     """Rollout, update and, when due, evaluation: the step's line for metrics.jsonl and its rows for samples.jsonl."""
     c, began = run.config, time.perf_counter()
-    batch = collect(run, step)
+    with stopping_on_bad_numbers(run, step):
+        batch = collect(run, step)
     m = {"step": step, "stage": stage_at(step, c.steps, len(run.stages)), **measure(batch, c)}
     if step == 0 and c.device != "cuda" and m["logprob_gap"] > 1e-3:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
     evaluating = c.eval_every > 0 and (step + 1) % c.eval_every == 0
     rows = list(sample_rows(run, batch, step)) if step == 0 or evaluating else []
     updating = time.perf_counter()
-    m |= update(run, batch, step) | batch.seconds
+    with stopping_on_bad_numbers(run, step, batch):
+        m |= update(run, batch, step) | batch.seconds
     m["seconds_update"] = time.perf_counter() - updating
     m["seconds"] = time.perf_counter() - began
     m["tokens_per_second"] = m["tokens"] / m["seconds"]
@@ -776,7 +818,8 @@ def train(run: Run, start: int, history: list[dict]) -> int:
             append(run.folder / "samples.jsonl", rows)
             history.append(m)
             report(bar, history, c, said)
-        stopped = int(gather(torch.tensor([max(caught, default=0)], device=run.device)).max())  # a signal to one rank stops all, together
+        # a signal to one rank stops all of them, after the same step
+        stopped = int(gather(torch.tensor([max(caught, default=0)], device=run.device)).max())
         if stopped or (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
             save_checkpoint(run, step + 1, m.get("eval_avg_at_16"))
         if stopped and step + 1 < c.steps:
@@ -792,9 +835,10 @@ def report(bar, history: list[dict], config: Config, said: set[str]) -> None:
     m = history[-1]
     bar.set_postfix(reward=f"{m['reward']:.2f}", entropy=f"{m['entropy']:.3f}", s=f"{m['seconds']:.2f}")
     if m["step"] % config.log_every == 0 or m["step"] + 1 == config.steps:
+        equal = m["groups_all_right"] + m["groups_all_wrong"]
         line = (f"step {m['step']:4d}  reward {m['reward']:.3f}  pass@{config.group_size} {m['pass_at_g']:.3f}  "
-                f"entropy {m['entropy']:.3f} nats  equal groups {m['groups_all_right'] + m['groups_all_wrong']:.0%}  "
-                f"truncated {m['truncated']:.0%}  |grad| {m['grad_norm']:.2f}  {m['tokens_per_second']:.0f} tok/s")  # fmt: skip
+                f"entropy {m['entropy']:.3f} nats  equal groups {equal:.0%}  "
+                f"truncated {m['truncated']:.0%}  |grad| {m['grad_norm']:.2f}  {m['tokens_per_second']:.0f} tok/s")
         if "eval_avg_at_16" in m:
             line += f"  held-out avg@16 {m['eval_avg_at_16']:.3f} pass@16 {m['eval_pass_at_16']:.3f}"
         bar.write(line)
@@ -840,7 +884,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     evaluate_and_note(run, "start")
-    code = train(run, start, history)
+    try:
+        code = train(run, start, history)
+    except Broken as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
     if code == 0:
         evaluate_and_note(run, "end")
         save_model(run, run.folder / "model")

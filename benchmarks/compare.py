@@ -124,7 +124,8 @@ def table() -> str:
                                ("seconds", 0)):  # fmt: skip
             values = [r[column] for r in runs]
             mean = sum(values) / len(values)
-            error = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
+            variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
+            error = math.sqrt(variance / len(values))
             cells.append(f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if len(values) > 1 else ""))
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOOR = {"verify": 0, "entropy": 0, "rollout": 1, "arithmetic": 1, "curriculum": 2, "evaluate": 3, "figures": 3, "train": 4}
+FLOOR = {"verify": 0, "entropy": 0, "rollout": 1, "arithmetic": 1, "curriculum": 2, "evaluate": 3, "figures": 3,
+         "train": 4}  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

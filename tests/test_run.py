@@ -144,7 +144,7 @@ def test_two_processes_train_the_same_policy(base, whole, tmp_path):
 def test_questions_the_base_cannot_read_are_said_to_teach_nothing(base, tmp_path, capsys):
     """GSM8K's format on the arithmetic model: runs, reward 0, and says in words why that cannot learn."""
     questions = tmp_path / "words.jsonl"
-    rows = [{"question": f"Ann has {i} sacks & {i} bags. How many?", "answer": f"{i}+{i}\n#### {2 * i}00"} for i in range(9)]
+    rows = [{"question": f"Ann has {i} sacks & bags. How many?", "answer": f"{i}+{i}\n#### {2 * i}00"} for i in range(9)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(base[0]), "--questions", str(questions), "--out", str(tmp_path / "run"), *SMALL]
     assert train.main([*command, "--steps", "2", "--method", "grpo", "--stages", "1"]) == 0
