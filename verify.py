@@ -64,19 +64,19 @@ class _Box(NamedTuple):
 
 
 # ------------------------------------------------------------------ tables: what the notation knows
-_OPERATORS = {":": 1, "\\cup": 2, "\\cap": 2, "\\setminus": 2, "mod": 2, "+": 3, "-": 3, "\\pm": 3, "\\mp": 3, "*": 4,
+_OPERATORS = {":": 1, "\\over": 1, "\\choose": 1, "\\cup": 2, "\\cap": 2, "\\setminus": 2, "mod": 2, "+": 3, "-": 3, "\\pm": 3, "\\mp": 3, "*": 4,
               "/": 4, "^": 6}  # how strongly they bind
 _RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "≈")
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\langle": "\\rangle", "\\lfloor": "\\rfloor",
              "\\lceil": "\\rceil"}
-_FUNCTIONS = {n: n for n in "sin cos tan cot sec csc sinh cosh tanh coth exp arg floor ceil gamma asin acos atan".split()}
+_FUNCTIONS = {n: n for n in "sin cos tan cot sec csc sinh cosh tanh coth exp arg floor ceil asin acos atan".split()}
 _FUNCTIONS |= {"arc" + n: "a" + n for n in "sin cos tan cot sec csc".split()}
 _FUNCTIONS |= {"ln": "log", "log": "log", "lg": "log10", "abs": "fabs", "Re": "re", "Im": "im"}
 _pairs = iter(r"""\cdot * \times * \ast * \div / \le <= \leq <= \leqslant <= \ge >= \geq >= \geqslant >= \lt < \gt > \ne !=
     \neq != \in in \mid | \vert | \lvert | \rvert | \| | \colon : \equiv = \iff = \implies , \approx ≈ \simeq ≈ \doteq ≈ \land ,
     \wedge , \lor or \vee or \lbrace \{ \rbrace \} \backslash \setminus \dfrac \frac \tfrac \frac \cfrac \frac \dbinom \binom
     \tbinom \binom \varnothing \emptyset \bmod mod \pmod mod \mod mod \% "% % "% \$ "usd \euro "eur \pounds "gbp \& , & ,
-    ** ^ == = := = ≡ = ; , \newline \\ and , is = are = equals = pi \pi infty \infty infinity \infty oo \infty sqrt \sqrt
+    ** ^ == = := = ≡ = ; , \newline \\ and , or or is = are = equals = pi \pi infty \infty infinity \infty oo \infty sqrt \sqrt
     percent "% pct "% \degree "deg \and , \or or \lparen ( \rparen )""".split())
 _SYNONYMS = dict(zip(_pairs, _pairs, strict=True))
 _SKIP = {"\\" + n for n in "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle scriptstyle limits bf rm "
@@ -95,7 +95,7 @@ _SHORT_WORDS = set("yes no odd all any red one two six ten may sun mon tue wed t
 _UNICODE = dict(zip("−–—×·⋅∙÷⁄≤≥⩽⩾≠′’″，（）", "- - - * * * * / / <= >= <= >= != ' ' '' , ( )".split(), strict=True)) | {
     c: f"\\{n} " for c, n in zip("∞√°∪∩∈∅±∓≈€£⟨⟩⌊⌋⌈⌉∠△ℏ∖", "infty sqrt degree cup cap in emptyset pm mp approx euro pounds "
                                  "langle rangle lfloor rfloor lceil rceil angle triangle hbar setminus".split(), strict=True)} | {
-    "ℝ": "\\mathbb{R}", "\x0c": "\\f", "\x08": "\\b", "\xa0": "\\,", "\u2009": "\\,", "\u202f": "\\,"}
+    "ℝ": "\\mathbb{R}", "\xa0": "\\,", "\u2009": "\\,", "\u202f": "\\,"}
 
 # No pattern backtracks more than a constant: alternatives differ at once, and repeats are possessive (`*+`, `{3}++`).
 _TEXT = r"\\(?:text|mbox|textbf|textit|textrm|textnormal|textsf|mathrm|operatorname|hbox|emph)\s{0,3}+\{"
@@ -109,11 +109,13 @@ _TOKEN = [re.compile(
     r"|(?P<degree>\^\s?+(?:\{\s?+\\circ\s?+\}|\\circ(?![a-zA-Z])))|(?P<prime>\^\s?+(?:\{(?:\s?+\\prime)++\s?+\}|\\prime(?![a-zA-Z])))"
     r"|(?P<dots>\\phantom\s?+\{?+-\}?+|\\[lc]?dots|\.{3}|…|\\left\s?+\.|\\right\s?+\.)"
     r"|(?P<op>\\[A-Za-z]++|\\.|\*\*|<=|>=|!=|==|:=|[^\sA-Za-z])|(?P<word>[A-Za-z]++)|\s++", re.S)
-    for separators, comma in ((_INSIDE + "|,| ", r"0,\d{3,}+|"), (_INSIDE, ""))]
+    for separators, comma in ((_INSIDE + "|,| ", r"0,\d{3,}+|\d{1,3}(?:\.\d{3}){2,}+(?!\d)|"), (_INSIDE, ""))]
 _LITERAL = re.compile(r"(\d*+)(?:\.(\d*+))?+(?:\\[a-z]++\s?\{(\d++)\})?+(?:[eE](.++))?+")
 _ESCAPED = re.compile(r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|boxed|pi|text|mathrm|begin|end|times|cdot|infty|pm|"
                       r"in|cup|circ|leq?|geq?|theta|alpha|beta|langle|rangle|sin|cos|tan|ln|log|binom|overline)\b)")
-_CHOICE = re.compile(r"(?:\\text(?:bf)?\s?+\{)?+\(?([A-H])(?:[).:]\}?+\s++(\S.*+)|\)|\.)", re.S)
+_REWRITES = (("\\mathbb{R}", "(-\\infty,\\infty)"), ("all real numbers", "(-\\infty,\\infty)"), ("a.m.", "am"), ("p.m.", "pm"))
+_WHERE = re.compile(r"[,;(]\s{0,3}+(?:\\q?quad\s?+)?+(?:" + _TEXT + r"[a-z ]{0,12}+\})?+\s{0,3}+[a-z]\s?\\in\s?\\mathbb\s?\{?[ZN]\}?[^,]{0,9}+$")
+_CHOICE = re.compile(r"(?:" + _TEXT + r")?+\(?([A-H])(?:[).:]\s?+(?:\}|(?<=\s))(?:\\?\s|\\[,;!]|~)*+(\S.*+)|\)|\.)", re.S)
 _SYMBOL = r"(?:\\(?!pi|infty|frac|sqrt|sum|int)[A-Za-z]++|[A-Za-z])'*+(?:_(?:\{[^{}]*+\}|[^{}]))?+'*+"
 _NAME = re.compile(rf"(?![ei]$){_SYMBOL}(?:\([^()]*+\))?+|(?:\\angle|\\triangle)?+(?:[A-Z](?:_(?:\{{\w\}}|\w))?+){{2,}}+|"
                    rf"\({_SYMBOL}(?:,{_SYMBOL})*+\)|{_SYMBOL}(?::{_SYMBOL})++|(?:\"[^\"]++)++")
@@ -223,7 +225,7 @@ def _apply(name: str, *args):
         if name == "binomial" and x.denominator == args[1].denominator == 1 and 0 <= args[1] <= x <= 2_000:
             return Fraction(math.comb(int(x), int(args[1])))
     args = [_mp(x) for x in args]
-    if any(mp.mag(x) > (17 if name in ("factorial", "binomial", "gamma") else 40) for x in args if x):
+    if any(mp.mag(x) > (17 if name in ("factorial", "binomial") else 40) for x in args if x):
         raise _Capped
     value = getattr(mp, name)(*args)
     if value and mp.mag(value) > 180 and name not in ("exp", "factorial"):
@@ -299,7 +301,8 @@ def _key(x) -> tuple:
     if x.kind == "tuple":
         return ("tuple", tuple(key for _, key in x.data))
     if x.kind == "set":
-        return ("set", _sorted({key for _, key in x.data}))
+        keys = _sorted({key for _, key in x.data})
+        return keys[0] if len(keys) == 1 else ("set", keys)
     if x.kind == "matrix":
         return ("matrix", tuple(tuple(map(_number_key, row)) for row in x.data))
     if x.kind == "ratio":
@@ -354,9 +357,12 @@ def _real(x):
 # ------------------------------------------------------------------ text to tokens
 def _clean(text: str) -> str:
     """One alphabet for LaTeX, plain text and unicode; no full stop at the end."""
-    if not text.isascii() or "\x0c" in text or "\x08" in text:
+    text = text.replace("\x0c", "\\f").replace("\x08", "\\b")
+    if not text.isascii():
         text = "".join(c if " " <= c <= "~" or c == "\n" else _spelled(c) for c in text)
-    text = _ESCAPED.sub(lambda _: "\\", text).strip().rstrip(".,;:\\ \n")
+    for old, new in _REWRITES:
+        text = text.replace(old, new)
+    text = _ESCAPED.sub(lambda _: "\\", _WHERE.sub("", text)).strip().rstrip(".,;:\\ \n")
     if text[:1] == "$" and text[1:2].isdigit() and text.replace("\\$", "").count("$") == 1:
         return "\\" + text  # a dollar without partner in front of a digit is money
     return text
@@ -397,9 +403,9 @@ def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
         elif kind == "number":
             tokens += _split(re.sub(r"\\[,! ]|[,~\s]|\{,\}", "", token).rstrip("."), tokens, partner)
         elif kind == "comma":
-            tokens.append(re.sub(r"\{?,\}?", ".", token))
+            tokens.append(token.replace(".", "") if "." in token else re.sub(r"\{?,\}?", ".", token))
         elif kind == "env":
-            tokens.append(re.sub(r"\s?\{", ":", token))
+            tokens.append("\\" + re.sub(r"\s?\{", ":", found["env"]))
         elif kind == "degree":
             tokens.append('"deg')
         elif kind == "prime":
@@ -416,7 +422,7 @@ def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
                 if token != _BRACKETS.get(opener) and not (opener in ("(", "[") and token in (")", "]")):
                     raise _Unreadable
                 partner[start] = len(tokens)
-            if token not in _SKIP:
+            if token not in _SKIP and not (token == "." and texts):
                 tokens.append(token.removeprefix("\\quad") if token.startswith("\\quad") else token)
     if stack:
         raise _Unreadable
@@ -646,17 +652,29 @@ class _Reader:
             return _Box("ratio", [*(a.data if isinstance(a, _Box) and a.kind == "ratio" else [a]), b])
         if op == "mod":
             return _Box("key", ("mod", _key(a), _key(b)))
+        if op in ("\\over", "\\choose"):
+            return self.divided(op == "\\over", a, b)
         if op[0] == "\\":
             return _combine({"\\cup": operator.or_, "\\cap": operator.and_, "\\setminus": operator.gt}[op], a, b)
         if op == "/":
-            return _each(_times, _each(_over, Fraction(1), b), a) if isinstance(a, _Box) else _each(_over, a, b)
+            return self.divided(True, a, b)
         return _add(a, b) if op == "+" else _minus(a, b) if op == "-" else _each(_times, a, b)
+
+    def divided(self, fraction: bool, a, b):
+        """a over b, or a choose b."""
+        self.spend(0 if fraction else 60)
+        if fraction and isinstance(a, _Box):
+            return _each(_times, a, _each(_over, Fraction(1), b))
+        return _each(_over if fraction else functools.partial(_apply, "binomial"), a, b)
 
     def prefix(self):
         self.spend(1)
         for op in ("+", "-", "\\pm", "\\mp"):
             if self.take(op):
-                return self.binary(op, NOTHING, self.expression(3))
+                value = self.expression(3)
+                if isinstance(value, _Box) and value.kind == "key" and value.data[0] == "base":
+                    return _Box("key", ("base", op + value.data[1], value.data[2]))
+                return self.binary(op, NOTHING, value)
         return self.atom()
 
     def postfix(self, value):
@@ -733,6 +751,7 @@ class _Reader:
         while self.peek()[0] == '"' or self.peek()[0].isalnum() and self.peek() not in ("end", "in", "or", "mod"):
             words.append(self.peek().lstrip('"'))
             self.i += 1
+        words = words[words[0].lower() in ("a", "an", "the"):]
         return _Box("key", ("text", " ".join(words).casefold()))
 
     def number(self, digits: str):
@@ -764,7 +783,7 @@ class _Reader:
             inner = [token for token in self.tokens[self.i:stop] if token not in ("{", "}")]
             if any(token in ("+", "-", "*", "/") or token in self.bound for token in inner):
                 return _opaque(name + "_", self.script())
-            self.i, name = stop, name + "_" + "".join(inner)
+            self.i, name = stop, name + "_" + re.sub(r'["\\]', "", "".join(inner))
         if name in self.bound:
             return self.bound[name]
         if name in ("e", "i"):
@@ -778,8 +797,7 @@ class _Reader:
     def command(self, name: str):
         mp = _thread.mp
         if name in ("frac", "binom"):
-            self.spend(60 * (name == "binom"))
-            return _each(_over if name == "frac" else functools.partial(_apply, "binomial"), self.script(), self.script())
+            return self.divided(name == "frac", self.script(), self.script())
         if name == "sqrt":
             degree = self.bracket() if self.peek() == "[" else Fraction(2)
             self.spend(4)
@@ -807,7 +825,7 @@ class _Reader:
                 base = self.script()
             elif self.take("^"):
                 power = self.script()
-        self.spend(10 + 50 * (name == "gamma"))
+        self.spend(10)
         units, self.unit = self.unit, {}
         x = self.bracket() if self.peek() in _BRACKETS else self.expression(4.5)
         if self.peek() == '"deg':
@@ -832,6 +850,9 @@ class _Reader:
         opener = self.tokens[inner]
         self.i = inner + 1
         saved, self.bars = (self.unit, self.letters, self.bars), 0
+        middle = next((j for j in range(inner + 1, end) if self.tokens[j] in ("|", ":")), end)
+        built = opener == "\\{" and (middle == inner + 2 or "in" in self.tokens[inner + 1:middle]) and middle < end
+        self.i = middle + 1 if built else self.i  # {x : x > 3} is what it says about x
         items = self.items(end, both=opener == "\\{")
         if self.i != end:
             raise _Unreadable
@@ -839,7 +860,7 @@ class _Reader:
         self.unit, self.letters, self.bars = saved
         self.letters = self.letters | letters
         self.i = stop + 1
-        if opener == "\\{":
+        if opener == "\\{" and not (built and len(items) == 1):
             return _Box("set", [item[:2] for item in items])
         if len(items) == 1 and opener != "\\langle":
             self.unit = self.unit | unit
@@ -983,7 +1004,7 @@ def cluster_answers(answers: list[str | None]) -> list[int]:
 
 
 # ------------------------------------------------------------------ from a response to its answer
-_BOX = re.compile(r"(\\(?:boxed|fbox)\s{0,3}+\{)|\\.|[{}]", re.S)
+_BOX = re.compile(r"(\\{1,2}+(?:boxed|fbox)\s{0,3}+\{)|\\.|[{}]", re.S)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}+([^\s{}$]{1,100}+)")
 _BETWEEN = re.compile(r"(?:[\s,;$&]|\\q?quad|\\[,;! ]|and\b|or\b|" + _TEXT + r"[^{}]{0,40}+\})*+")
 _PHRASE = re.compile(r"(?:answer\**\s{0,3}+(?:is|are|=)|^[\s*#]{0,9}+(?:the )?(?:final )?answer\**\s{0,3}+[:：]|答案(?:是|为|：|:))"
@@ -992,7 +1013,8 @@ _STOP = re.compile(r"\.\s++[A-Z]|\.\s*+$|\n")
 _FORMULA = re.compile(r"(?<!\\)\$\$?+([^$]{1,600}+)\$|\\[(\[]((?:[^\\]|\\(?![)\]])){1,600}+)\\[)\]]", re.S)
 _LAST = re.compile(r"(?:(?<![\w)\]}])[-+]\s?)?(?<![\w.])(?:\\?\$\s?)?(?:\d++(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))*+(?:\.\d++)?+|\.\d++)"
                    r"(?:[eE][+-]?\d{1,4}+)?+(?:/\d++)?+(?:\s?(?:\\?%|percent\b|pct\b))?", re.A)
-_PROSE = re.compile(_TEXT + r"[^{}]{0,200}+\}|\\[A-Za-z]++|([A-Za-z]{2,}+|\*\*|[^\W\d_A-Za-zͰ-Ͽ])")
+_PROSE = re.compile(_TEXT + r"[^{}]{0,200}+\}|\\(?:begin|end)\{[a-z]++|\\[A-Za-z]++|([A-Za-z]{2,}+|[^\W\d_A-Za-zͰ-Ͽ])")
+_BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(])")
 
 
 def extract_answer(text: str) -> str | None:
@@ -1006,6 +1028,7 @@ def extract_answer(text: str) -> str | None:
     """
     if not isinstance(text, str):
         return None
+    text = text.replace("\x0c", "\\f").replace("\x08", "\\b")  # \frac and \boxed after a careless unescaping
     thought = text.rfind("</think>")
     if thought < 0 and "<think>" in text[:200]:
         return None
@@ -1013,8 +1036,9 @@ def extract_answer(text: str) -> str | None:
     box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if box >= 0:
         bare = _BARE_BOX.match(text, box)
-        return _last_box(text[max(0, box - 4_000):box + MAX_CHARS]) or (bare and bare[1].rstrip(".,")) or None
-    text = text[-2_000:]
+        text = text[max(0, box - 4_000):box + MAX_CHARS]
+        return _last_box(text) or _last_box(text.replace("\\}", "}")) or (bare and bare[1].rstrip(".,")) or None
+    text = _BOLD.sub("", text[-2_000:])
     marked = text.rfind("####")
     if marked >= 0:
         return text[marked + 4:].strip().split("\n")[0] or None
