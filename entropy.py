@@ -90,9 +90,10 @@ def semantic_entropy(clusters: list[int], logprobs: list[float] | None = None, l
     mass: dict[int, float] = {}
     for cluster, weight in zip(clusters, weights, strict=True):
         mass[cluster] = mass.get(cluster, 0.0) + math.exp(weight - top)
+    total = sum(mass.values())
+    shares = [m / total for m in mass.values()]  # a share may underflow to 0 where its mass did not: test the share
     # fsum rounds once: equal partitions get equal SE in whatever order the clusters appeared, so ties stay ties
-    total = math.fsum(mass.values())
-    return math.fsum(-m / total * math.log(m / total) for m in mass.values() if m > 0) + 0.0  # + 0.0: never "-0.0"
+    return math.fsum(-p * math.log(p) for p in shares if p > 0)
 
 
 # ---------------------------------------------------------------------------------------------- advantage, covariance
@@ -375,7 +376,7 @@ def treat(method: str, logprobs: Tensor, entropy: Tensor, advantages: Tensor, ma
     shared = {name: settings.pop(name) for name in SHARED_SETTINGS if name in settings}
     if "seed" in inspect.signature(METHODS[method]).parameters:
         settings["seed"] = seed
-    advantages = advantages.detach().expand_as(mask).masked_fill(~mask, 0.0)
+    advantages = advantages.detach().expand_as(mask)
     return replace(METHODS[method](logprobs.detach(), entropy.detach(), advantages, mask, **settings), **shared)
 
 
@@ -430,9 +431,9 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | N
         raise ValueError("policy_loss: this treatment has a KL to the start and needs ref_logprobs")
     if t.entropy_coef and (entropy is None or entropy.requires_grad < logprobs.requires_grad):
         raise ValueError("policy_loss: the entropy bonus needs the live entropy, with its gradient")
-    # padding becomes 0 before any arithmetic: what stands there may be nan, and 0 * nan is nan in the backward pass
+    # before any arithmetic: what stands in the padding may be nan, and nan * 0 is nan in the backward pass
     logprobs = logprobs.masked_fill(~mask, 0.0)
-    change = logprobs - old_logprobs.detach().masked_fill(~mask, 0.0)
+    change = logprobs - old_logprobs.detach()
     ratio = change.exp()
     plain, clipped = ratio * t.advantages, ratio.clamp(1 - t.clip_low, 1 + t.clip_high) * t.advantages
     loss = -t.pg_weight * plain.minimum(clipped)
@@ -440,9 +441,9 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor | N
         loss = loss + t.kl_weight * change.abs()
     if t.needs_reference:
         weight = t.kl_coef + t.kl_weight * (t.kl_anchor == "ref")
-        loss = loss + weight * k3(logprobs, ref_logprobs.detach().masked_fill(~mask, 0.0))
+        loss = loss + weight * k3(logprobs, ref_logprobs.detach())
     if t.entropy_coef:
-        loss = loss - t.entropy_coef * entropy.masked_fill(~mask, 0.0)
+        loss = loss - t.entropy_coef * entropy
     if t.average == "sequence":
         loss = loss / mask.sum(1, keepdim=True).clamp_min(1)
     return loss.masked_fill(~mask, 0.0), {"clipped": ((clipped < plain) & (t.pg_weight > 0)).sum()}

@@ -520,6 +520,23 @@ def test_the_width_of_the_padding_and_what_stands_in_it_change_nothing(method, f
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("method", METHODS)
+def test_nan_in_the_padding_does_not_reach_the_gradient(method, average):
+    """masked at the end only, the loss is right and the gradient is nan: nan * 0 in the backward pass."""
+    batch = make_batch("empty_row")
+    arguments = [token_logprobs(batch.new, batch.tokens), batch.old_logprobs, batch.ref_logprobs,
+                 token_entropy(batch.new), batch.advantages.expand(batch.mask.shape)]  # fmt: skip
+    new, old, ref, entropy, advantages = (x.masked_fill(~batch.mask, math.nan) for x in arguments)
+    t = treat(method, old, entropy, advantages, batch.mask, **STRONG[method], average=average)
+    leaves = [new.requires_grad_(), entropy.requires_grad_()]
+    loss, stats = policy_loss(new, old, ref, t, batch.mask, entropy)
+    loss.sum().backward()
+    for x in (loss, *(x.grad for x in leaves if x.grad is not None)):
+        assert x.isfinite().all() and not x[~batch.mask].any() and x[batch.mask].any()
+    assert stats["clipped"] <= batch.mask.sum()
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_size_of_the_micro_batch_changes_nothing(method, average):
     batch = make_batch("clipped_on_both_sides")
     t = batch.treat(method, **STRONG[method], average=average)
@@ -721,9 +738,12 @@ def test_covariance_does_not_depend_on_the_order_of_rows_in_float32():
 
 @pytest.mark.parametrize("constant", ["logprobs", "advantages"])
 def test_covariance_with_a_constant_is_exactly_zero(constant):
-    x, y = torch.full((7, 11), -math.log(3.0)), torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
-    cov = token_covariance(*((x, y) if constant == "logprobs" else (y, x)), torch.ones(7, 11, dtype=torch.bool))
-    assert not cov.any()
+    """The mean of 77 times log 1/3 need not be log 1/3, and a top share would select the difference."""
+    mask = torch.ones(7, 11, dtype=torch.bool)
+    x = torch.full((7, 11), math.log(1 / 3), dtype=torch.float64)
+    y = torch.randn(7, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert (x - x.mean()).any()
+    assert not token_covariance(*((x, y) if constant == "logprobs" else (y, x)), mask).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -906,7 +926,7 @@ def test_nothing_selected_when_every_advantage_is_zero(method):
 
 
 def test_nothing_selected_when_every_logprob_is_equal():
-    """A uniform policy: the mean of 77 times log 1/3 need not be log 1/3, and a top-k would select the difference."""
+    """A uniform policy: no token is likelier than another."""
     lp, mask = torch.full((7, 11), math.log(1 / 3), dtype=torch.float64), torch.ones(7, 11, dtype=torch.bool)
     adv = torch.randn(7, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert not treat("kl_cov", lp, -lp, adv, mask, cov_share=0.5).kl_weight.any()
@@ -960,6 +980,8 @@ LOG2 = math.log(2)
         # exp underflows below about -745: published code returns -inf or nan here
         (([0, 1], [-1e4, -1e4], None, "likelihood"), LOG2),
         (([0, 1, 1], [-1e4, -1e4, -math.inf], None, "likelihood"), LOG2),
+        # a mass of 5e-324, whose share of 2 is 0
+        (([0, 0, 1], [0.0, 0.0, -745.0], None, "likelihood"), 0.0),
     ],
 )
 def test_semantic_entropy_worked_by_hand(arguments, expected):
