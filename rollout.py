@@ -73,6 +73,8 @@ def load_tokenizer(path: str | Path):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{path}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
+    if not tokenizer("a 1")["input_ids"]:  # transformers makes an empty one from a folder that has none
+        raise ValueError(f"{path}: no tokenizer there that reads text; save the model's tokenizer beside it")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: the tokenizer has no EOS token, so no answer could ever end; set eos_token")
     if tokenizer.pad_token_id is None:
@@ -86,13 +88,14 @@ def load_model(path: str | Path, device: torch.device | str, dtype: torch.dtype,
     Raises ValueError for a missing folder, weights that cannot be loaded, a vocabulary smaller than the tokenizer's,
     and an architecture that does to its logits what score() does not know.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention,
                                                      use_safetensors=True)  # fmt: skip
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: no model could be loaded: {str(error).splitlines()[0]}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -404,7 +407,7 @@ def score(
     logprobs = torch.zeros(rollout.mask.shape, device=rollout.mask.device)
     entropy = torch.zeros_like(logprobs) if with_entropy else None
     for piece in pieces:
-        part = rollout.rows(piece) if len(pieces) > 1 else rollout
+        part = rollout if tokens_per_micro_batch is None else rollout.rows(piece)  # rows() also sorts
         values = _score_rows(model, part, temperature, with_entropy)
         row, column = part.mask.nonzero(as_tuple=True)
         row = torch.tensor(piece, device=row.device)[row]
