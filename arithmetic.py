@@ -35,7 +35,7 @@ from pathlib import Path
 END, PAD, UNKNOWN, BOX = "<eos>", "<pad>", "<unk>", "\\boxed{"
 VOCABULARY = [PAD, END, UNKNOWN, BOX, *"0123456789+/()=?.} "]
 FORMS = ("unreduced", "lowest", "decimal")
-FORK_AFTER = ["?", BOX]
+FORK_AFTER = ["?", " " + BOX]  # to work it out or not; how to write a worked answer
 
 
 @dataclass(frozen=True)
@@ -158,16 +158,20 @@ def make_tokenizer():
 
 
 def make_model(settings: Settings):
-    """A Qwen2 with random weights: an architecture that real runs use too, only smaller."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """A Llama with random weights, the plainest architecture there is.
 
-    config = Qwen2Config(
+    Not Qwen2: AutoTokenizer gives every folder whose model type is qwen2 a Qwen2Tokenizer, whatever the folder itself
+    says, and that byte-level class would drop the spaces and split the box of ours without a word.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
         vocab_size=len(VOCABULARY), hidden_size=settings.hidden, intermediate_size=3 * settings.hidden,
         num_hidden_layers=settings.layers, num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
         max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=VOCABULARY.index(END), pad_token_id=VOCABULARY.index(PAD), initializer_range=0.05,
     )  # fmt: skip
-    return Qwen2ForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
 def solution_batches(settings: Settings, tokenizer, heldout: set[str]) -> Iterator[tuple]:
