@@ -406,19 +406,19 @@ def fingerprint(model: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_hash(questions: Sequence[Question], prompts: list[str]) -> str:
-    """A name for what is asked and what is right."""
-    text = json.dumps([[q.id, prompt, q.gold] for q, prompt in zip(questions, prompts, strict=True)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def describe(model_path: str, source: str, questions: Sequence[Question], prompts: list[str], **sampling) -> dict:
+    """The header of a file of samples: all that they depend on, memory knobs left out."""
+    content = json.dumps([[q.id, prompt, q.gold] for q, prompt in zip(questions, prompts, strict=True)])
+    return {"model": str(model_path), "fingerprint": fingerprint(model_path), "questions": str(source),
+            "content": hashlib.sha256(content.encode()).hexdigest()[:16], "Q": len(questions), **sampling}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- the curriculum
 def order_settings(model_path: str, source: str, questions: Sequence[Question], prompts: list[str], samples: int,
                    max_new_tokens: int, seed: int, estimator: str, temperature: float = 1.0) -> dict:  # fmt: skip
-    """The header of a curriculum: all that its numbers depend on, memory knobs left out."""
-    return {"model": str(model_path), "fingerprint": fingerprint(model_path), "questions": str(source),
-            "content": content_hash(questions, prompts), "Q": len(questions), "M": samples, "temperature": temperature,
-            "max_new_tokens": max_new_tokens, "seed": seed, "estimator": estimator}  # fmt: skip
+    """The header of a curriculum, and what semantic_order() goes by."""
+    return describe(model_path, source, questions, prompts, M=samples, temperature=temperature,
+                    max_new_tokens=max_new_tokens, seed=seed, estimator=estimator)  # fmt: skip
 
 
 def semantic_order(model, tokenizer, questions: Sequence[Question], prompts: list[str], path: str | Path,
@@ -480,8 +480,8 @@ def load_curriculum(path: str | Path, questions: Sequence[Question], settings: d
     settings_there = header.get("settings", {})
     asked, found = settings_there.get("Q"), len({row["index"] for row in rows})
     if found != asked or found < len(rows) or whole < Path(path).stat().st_size:
-        raise ValueError(f"{path}: {found} of {asked} questions are in it, {len(rows) - found} of them twice; not a whole "
-                         "curriculum: make it again with python curriculum.py")  # fmt: skip
+        raise ValueError(f"{path}: {found} of {asked} questions are in it, {len(rows) - found} of them twice; not a "
+                         "whole curriculum: make it again with python curriculum.py")  # fmt: skip
     warnings = []
     if settings and (differs := differences(settings_there, settings)):
         warnings.append(f"{path} was made with model {settings_there.get('model')} and other settings ({differs}); "
