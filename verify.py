@@ -29,7 +29,7 @@ from typing import NamedTuple
 import mpmath
 from mpmath.libmp import ln2_fixed, ln10_fixed, mpf_pos, pi_fixed
 
-MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_WORK = 8_000, 50, 4_096, 4_000  # beyond one of them the text itself is the key
+MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_WORK = 8_000, 50, 4_096, 3_000  # beyond one of them the text itself is the key
 PRECISION, ROUNDING, POINTS = 256, 100, 3  # bits computed, bits compared, evaluation points of a letter
 INFINITE, NOTHING = mpmath.inf, Fraction(0)
 
@@ -531,12 +531,13 @@ class _Reader:
         if not items:
             raise ZeroDivisionError
         if any(item[3] == "or" for item in items) and all(item[1][0] == "region" for item in items):
-            return _key(functools.reduce(functools.partial(_combine, operator.or_), (item[0] for item in items)))
+            return _key(functools.reduce(functools.partial(self.combine, operator.or_), (item[0] for item in items)))
         keys = [item[1] for item in items]
         return ("set", _sorted(k for j, k in enumerate(keys) if k[0] != "tuple" or k not in keys[:j]))
 
     # one statement
     def statement(self, end: int) -> tuple:
+        self.spend(5)
         self.unit, self.letters = {}, set()
         self.take("≈")
         members, names, relations = [], [], []
@@ -576,12 +577,13 @@ class _Reader:
         for a, b, name_a, name_b, relation in zip(members, members[1:], names, names[1:], relations, strict=False):
             if relation[0] == ">":
                 a, b, name_a, name_b, relation = b, a, name_b, name_a, relation.replace(">", "<")
+            self.spend(20)
             regions.append(self.solved(a, b, name_a, name_b, relation))
             gap = _minus(a, b)
             scale = gap[0] if type(gap) is tuple else gap
             keys.append((relation, _number_key(_each(_over, gap, abs(scale))) if scale else None))
         if all(regions):
-            return functools.reduce(functools.partial(_combine, operator.and_), regions), None
+            return functools.reduce(functools.partial(self.combine, operator.and_), regions), None
         return _Box("key", ("relation", _sorted(keys))), None
 
     def solved(self, a, b, name_a, name_b, relation: str) -> _Box | None:
@@ -641,8 +643,12 @@ class _Reader:
         return len(token) == 1 and token.isalpha() or token == "{" or token[0] == "\\" and token != "\\\\" and (
             token not in _BRACKETS.values()) and token not in ("\\{", "\\to") and not token.startswith("\\end:")
 
+    def combine(self, rule, a, b) -> _Box:
+        self.spend(sum(len(box.data) for box in (a, b) if isinstance(box, _Box)) ** 2)
+        return _combine(rule, a, b)
+
     def binary(self, op: str, a, b):
-        self.spend(1)
+        self.spend(5 if type(a) is tuple or type(b) is tuple else 2)
         if op in ("\\pm", "\\mp"):
             self.sided = True
             op = "+" if (op == "\\pm") == (self.side > 0) else "-"
@@ -655,7 +661,7 @@ class _Reader:
         if op in ("\\over", "\\choose"):
             return self.divided(op == "\\over", a, b)
         if op[0] == "\\":
-            return _combine({"\\cup": operator.or_, "\\cap": operator.and_, "\\setminus": operator.gt}[op], a, b)
+            return self.combine({"\\cup": operator.or_, "\\cap": operator.and_, "\\setminus": operator.gt}[op], a, b)
         if op == "/":
             return self.divided(True, a, b)
         return _add(a, b) if op == "+" else _minus(a, b) if op == "-" else _each(_times, a, b)
@@ -668,7 +674,7 @@ class _Reader:
         return _each(_over if fraction else functools.partial(_apply, "binomial"), a, b)
 
     def prefix(self):
-        self.spend(1)
+        self.spend(2)
         for op in ("+", "-", "\\pm", "\\mp"):
             if self.take(op):
                 value = self.expression(3)
@@ -706,7 +712,7 @@ class _Reader:
 
     def raised(self, base):
         exponent = self.script()
-        self.spend(4)
+        self.spend(8)
         return _each(_power, base, exponent)
 
     def script(self):
@@ -773,6 +779,7 @@ class _Reader:
 
     def symbol(self, name: str):
         """A letter with subscript and primes. e and i alone are constants; f(...) is an unknown function."""
+        self.spend(3)
         bare = name
         while self.peek() in ("'", "_"):
             if self.take("'"):
@@ -800,7 +807,7 @@ class _Reader:
             return self.divided(name == "frac", self.script(), self.script())
         if name == "sqrt":
             degree = self.bracket() if self.peek() == "[" else Fraction(2)
-            self.spend(4)
+            self.spend(8)
             return _each(_power, self.script(), _each(_over, Fraction(1), degree))
         if name in _FUNCTIONS:
             return self.function(name)
@@ -825,7 +832,7 @@ class _Reader:
                 base = self.script()
             elif self.take("^"):
                 power = self.script()
-        self.spend(10)
+        self.spend(20)
         units, self.unit = self.unit, {}
         x = self.bracket() if self.peek() in _BRACKETS else self.expression(4.5)
         if self.peek() == '"deg':
@@ -890,6 +897,7 @@ class _Reader:
                 rows[-1].append(self.expression())
         self.i = end + 1
         rows = [row for row in rows if row]
+        self.spend(5 * sum(map(len, rows)) * (len(rows) if name == "vmatrix" else 1))
         return _determinant(rows) if name == "vmatrix" else _Box("matrix", rows)
 
     def series(self, name: str):
@@ -918,6 +926,7 @@ class _Reader:
             return functools.reduce(_add if name == "sum" else functools.partial(_each, _times),
                                     [term(low + k) for k in range(int(count))])
         if name == "sum" and (_exact(count) or type(count) is tuple):
+            self.spend(300)
             row, total, chosen = [term(low + k) for k in range(10)], NOTHING, Fraction(1)
             for order in range(8):  # Newton's forward differences: sum = C(n,1) d0 + C(n,2) d1 + ...
                 chosen = _each(_over, _each(_times, chosen, _add(count, Fraction(-order))), Fraction(order + 1))
@@ -954,11 +963,14 @@ def _read_text(text: str) -> tuple[tuple | None, str]:
     if len(text) > MAX_CHARS:
         return None, "capped"
     text = _clean(text)
+    if len(text) > MAX_CHARS:  # some characters spell as eighteen
+        return None, "capped"
     if len(text) < 16 and text.isascii() and text.isdigit():
         return ("n", int(text), 1), "ok"
     status = "unparsed"
     try:
-        if choice := _CHOICE.fullmatch(text):
+        choice = _CHOICE.fullmatch(text)
+        if choice and not _CHOICE.match(choice[2] or ""):
             letter = _number_key(_letter(choice[1]))
             return (("choice", letter, _read_text(choice[2])[0]) if choice[2] else letter), "ok"
         return _Reader(text).answer(), "ok"
@@ -972,7 +984,7 @@ def _read_text(text: str) -> tuple[tuple | None, str]:
     return ("text", text) if any(c.isalnum() for c in text) else None, status
 
 
-_read_often = functools.lru_cache(maxsize=4_096)(_read_text)  # a group's samples repeat; long texts are not kept
+_read_often = functools.lru_cache(maxsize=8_192)(_read_text)  # a group's samples repeat; long texts are not kept
 
 
 def answer_key(answer: str) -> Hashable | None:
@@ -1118,7 +1130,6 @@ def reward(response: str, gold: object) -> float:
     return grade(response, gold)[0]
 
 
-@functools.lru_cache(maxsize=20_000)
 def _gold(gold: str | float) -> tuple[Fraction | None, tuple | None]:
     """(stated tolerance, key) of a gold."""
     if not isinstance(gold, str):
