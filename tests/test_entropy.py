@@ -578,6 +578,21 @@ def test_minibatches_treat_the_tokens_that_the_whole_batch_chose(method, average
         assert torch.allclose(found * count / whole, gradient[rows], atol=1e-12)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_device_changes_nothing(method, device):
+    """The same tokens, also those drawn at random: masks and indices stay on the device, the generator on the CPU."""
+    batch = make_batch("clipped_on_both_sides", groups=8)
+    there = Batch(*(x.to(device) for x in vars(batch).values()))
+    t, found = batch.treat(method, **STRONG[method]), there.treat(method, **STRONG[method])
+    for name in ("advantages", "pg_weight", "kl_weight"):
+        assert getattr(found, name).device.type == device
+        assert torch.allclose(getattr(found, name).cpu(), getattr(t, name), atol=1e-12), name
+    expected, gradient = loss_and_gradient(batch, t, 10)
+    loss, there_gradient = loss_and_gradient(there, found, 10)
+    assert loss == pytest.approx(expected, abs=1e-12) and torch.allclose(there_gradient.cpu(), gradient, atol=1e-12)
+
+
 def test_the_mean_of_micro_batch_means_is_not_the_mean():
     """What a divisor per micro-batch does: a memory flag changes the gradient, here by more than a tenth."""
     batch = make_batch()
