@@ -214,6 +214,8 @@ def check(config: Config, resume: bool) -> None:
                           "estimator": ("frequency", "likelihood", "length_normalised")}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise ValueError(f"--{name} {getattr(config, name)!r}: choose one of {', '.join(map(str, choices))}")
+    if 0 < config.eval_samples < 16:
+        raise ValueError(f"--eval-samples {config.eval_samples}: at least 16, for avg@16 and pass@16, or 0 for none")
     out = Path(config.out)
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: --resume {out} continues that run, --out DIR starts another")
@@ -396,7 +398,6 @@ def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
     from rollout import gather, micro_batches, score
 
     c, clipped, tokens, norms = run.config, 0, 0, []
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
     for group in run.optimizer.param_groups:
         group["lr"] = lr_at(step, c)
     per_minibatch = len(batch.old_logprobs) // c.minibatches
@@ -420,7 +421,8 @@ def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
             (loss.sum() * (real * run.world / count)).backward()
             clipped += stats["clipped"].item() * real
             tokens += int(part.mask.sum()) * real
-        norm = torch.nn.utils.clip_grad_norm_(parameters, c.max_grad_norm)
+        # asked for only now: before the backward, FSDP's root may still show its gathered parameters, without gradients
+        norm = torch.nn.utils.clip_grad_norm_(list(run.model.parameters()), c.max_grad_norm)
         norm = norm.full_tensor().item() if hasattr(norm, "full_tensor") else norm.item()
         if not math.isfinite(norm):
             run.optimizer.zero_grad(set_to_none=True)
@@ -776,7 +778,7 @@ def stopping_on_bad_numbers(run: Run, step: int, batch: Batch | None = None) -> 
             path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
             torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
             where = f"; its tensors are in {path} (torch.load)"
-        raise Broken(f"step {step}: {error}. The update was not applied and the last checkpoint stands{where}. "
+        raise Broken(f"step {step}: {error}. The update was not applied{where}. "
                      f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}") from None  # fmt: skip
 
 
@@ -856,7 +858,8 @@ def save_model(run: Run, folder: Path) -> None:
     if run.rank == 0:
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
-        run.model.save_pretrained(beside, state_dict=weights)
+        tied = run.model.all_tied_weights_keys  # gathered, a tied head is a copy; saved once, as the start was
+        run.model.save_pretrained(beside, state_dict={k: v for k, v in weights.items() if k not in tied})
         run.tokenizer.save_pretrained(beside)
         if run.fork_after:
             (beside / "forks.json").write_text(json.dumps({"after": run.fork_after}))
@@ -886,8 +889,8 @@ def main(argv: list[str] | None = None) -> int:
     evaluate_and_note(run, "start")
     try:
         code = train(run, start, history)
-    except Broken as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (Broken, OSError) as error:  # OSError: a disk that is full or gone
+        print(f"train.py: {error}; the last checkpoint stands: python train.py --resume {run.folder}", file=sys.stderr)
         return 1
     if code == 0:
         evaluate_and_note(run, "end")

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SMALL = ["--questions-per-step", "8", "--group-size", "4", "--max-new-tokens", "32", "--curriculum-samples", "2",
-         "--eval-samples", "4", "--eval-every", "5", "--checkpoint-every", "2", "--no-figures"]  # fmt: skip
+         "--eval-samples", "16", "--eval-every", "5", "--checkpoint-every", "2", "--no-figures"]  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
