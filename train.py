@@ -82,7 +82,7 @@ class Config:
     curriculum_samples: int = 8  # M, answers per question for its semantic entropy
     estimator: str = "frequency"  # of semantic entropy: frequency, likelihood, length_normalised
 
-    questions_per_step: int = 32  # Q, over all processes
+    questions_per_step: int = 16  # Q, over all processes
     group_size: int = 16  # G, answers per question
     minibatches: int = 2  # optimizer updates per rollout and epoch
     epochs: int = 1  # passes over each rollout
