@@ -372,18 +372,21 @@ def semantic_entropy(groups: list[Group]):
     """Histogram of the questions' semantic entropy, coloured by the stage they are trained in."""
     import numpy as np
 
+    from curriculum import stages
+
     run = next((run for g in groups for run in g.runs if run.curriculum), None)
     if run is None:
         return None
     order = sorted(run.curriculum, key=lambda q: q["se"])  # stable: the file's order among equals
     n = min(len(order), run.config.get("stages") or max(run.series("stage").values(), default=0) + 1)
-    parts = [order[k * len(order) // n : (k + 1) * len(order) // n] for k in range(n)]
+    highest = order[-1]["se"]
+    parts = stages(order[::-1] if run.config.get("reverse") else order, n)
     fig, axes = canvas(f"{len(order)} questions by semantic entropy: from left (the base is sure) to right (it is not)")
     labels = [f"stage {k}: {part[0]['se']:.2f} to {part[-1]['se']:.2f} nats, base "
               f"{np.mean([q['accuracy'] for q in part]):.0%} right" for k, part in enumerate(parts, 1)]  # fmt: skip
     shades = [paler("#08306b", 0.75 * (1 - k / max(1, n - 1))) for k in range(n)]
-    half = max(0.1, order[-1]["se"]) / 64
-    bins = np.arange(-half, order[-1]["se"] + 2 * half, 2 * half)  # 0 in the middle of a bar
+    half = max(0.1, highest) / 64
+    bins = np.arange(-half, highest + 2 * half, 2 * half)  # 0 in the middle of a bar
     axes[0, 0].hist([[q["se"] for q in part] for part in parts], bins, stacked=True, color=shades, label=labels,
                     edgecolor="white", linewidth=0.8)  # fmt: skip
     for part in parts[1:]:
