@@ -72,6 +72,10 @@ class Config:
     model: str = "arithmetic"  # a Hugging Face folder or hub name; arithmetic: the embedded base model
     questions: str = "arithmetic"  # training questions: .jsonl .json .parquet .csv, a folder, a hub name, arithmetic
     heldout: str | None = None  # questions to evaluate on; with the embedded questions, its own held-out file
+    question_field: str | None = None  # where a question is, a.b is b inside a; none: the usual names
+    answer_field: str | None = None  # where its answer is; none: the usual names
+    split: str | None = None  # split of a hub dataset; none: train
+    subset: str | None = None  # configuration of a hub dataset, such as gsm8k's main
     curriculum: str | None = None  # a curriculum.jsonl made before; none: made when stages > 1
     out: str | None = None  # run folder; none: runs/METHOD, with the seed when it is not 0
     seed: int = 0  # every random choice is a function of (seed, step, question)
@@ -129,7 +133,7 @@ class Config:
     tokens_per_micro_batch: int | None = None  # memory, nothing else; none: 2048 on a CPU, 16384 on a GPU
 
 
-METHOD_SETTINGS = sorted({name for method in METHODS for name in settings_of(method)})
+METHOD_SETTINGS = [f.name for f in dataclasses.fields(Config) if any(f.name in settings_of(m) for m in METHODS)]
 
 
 # ---------------------------------------------------------------------------------------------- config
@@ -197,16 +201,13 @@ def check(config: Config, resume: bool) -> None:
     check_settings(config.method, method_settings(config))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     least = {"steps": 1, "group_size": 2, "minibatches": 1, "epochs": 1, "questions_per_step": 1, "max_new_tokens": 1,
-             "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "stages": 1, "keep_checkpoints": 1,
-             "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0, "warmup_steps": 0, "seed": 0,
+             "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "stages": 1,
+             "keep_checkpoints": 1, "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0, "warmup_steps": 0, "seed": 0,
              "lr": 0, "weight_decay": 0, "temperature": 1e-6, "max_grad_norm": 1e-12}  # fmt: skip
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and not low <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {low}, and finite")
-    if config.minibatches > config.questions_per_step:
-        raise ValueError(f"--minibatches {config.minibatches} is more than --questions-per-step "
-                         f"{config.questions_per_step}: a minibatch needs a question")  # fmt: skip
     if config.questions_per_step % (config.minibatches * world):
         raise ValueError(f"--questions-per-step {config.questions_per_step} must be a multiple of minibatches x "
                          f"processes = {config.minibatches} x {world}")  # fmt: skip
@@ -662,8 +663,9 @@ def locate(config: Config) -> tuple[str, str, str | None]:
 def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     """Load everything, what is quick to refuse first; returns the run, its next step and its metrics so far."""
     model_path, questions_path, heldout_path = locate(config)
-    questions = load_questions(questions_path)
-    heldout = load_questions(heldout_path) if heldout_path and config.eval_samples else []
+    fields = config.question_field, config.answer_field
+    questions = load_questions(questions_path, *fields, config.split, config.subset)
+    heldout = load_questions(heldout_path, *fields) if heldout_path and config.eval_samples else []
 
     import torch
 
@@ -740,7 +742,6 @@ def read_forks(model_path: str) -> tuple[str, ...] | None:
 def held_out(run: Run, samples: int, position: int) -> dict:
     """avg@k, pass@k and per-question counts on the held-out questions, `samples` answers each."""
     from evaluate import evaluate
-
     from rollout import gathered, position_seed
 
     c = run.config

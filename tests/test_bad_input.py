@@ -63,7 +63,7 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
     ("--steps 0", "--steps"),
     ("--steps -3", "--steps"),
     ("--minibatches 0", "--minibatches"),
-    ("--minibatches 5 --questions-per-step 4", "--minibatches"),
+    ("--minibatches 5 --questions-per-step 4", "multiple of minibatches"),
     ("--questions-per-step 7 --minibatches 2", "multiple"),
     ("--curriculum-samples 1", "--curriculum-samples"),
     ("--stages 0", "--stages"),
