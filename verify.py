@@ -1,11 +1,11 @@
 r"""Answers as text: extract one, give it a canonical key, compare, reward, cluster. Nothing a model writes is executed.
 
 Two answers mean the same when their keys are equal, so a cluster is all answers with one key: reflexive, symmetric,
-transitive and blind to order by construction. A recursive-descent reader turns LaTeX, plain text and unicode into values:
-rationals stay exact, other closed forms are mpmath numbers of 256 bits compared at 100, letters are evaluated at three
-fixed points. Work is bounded by counts (characters, depth, bits, steps), not by clocks: a loaded machine gives the same
-verdict as an idle one. Rejected: sympy, whose parser executes code and whose equality search has no bound; asking a judge
-pair by pair (math-verify), whose verdicts are not transitive, so that clusters depend on the order of the samples.
+transitive and blind to order by construction. A recursive-descent reader turns LaTeX, plain text and unicode into
+values: rationals stay exact, other closed forms are mpmath numbers of 256 bits compared at 100, letters are evaluated at
+three fixed points. Work is bounded by counts (characters, depth, bits, steps), not by clocks: a loaded machine gives the
+same verdict as an idle one. Rejected: sympy, whose parser executes code and whose search for equality has no bound; and
+judging pair by pair (math-verify), which is not transitive, so that clusters depend on the order of the samples.
 
 >>> same_answer(r"\frac{1}{2}", "0.5"), same_answer(r"2\pi R", r"2\pi r"), same_answer("x(x+1)", "x^2+x")
 (True, False, True)
@@ -15,6 +15,7 @@ pair by pair (math-verify), whose verdicts are not transitive, so that clusters 
 [0, 0, 1, 2, 3]
 """
 
+import collections
 import functools
 import math
 import operator
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import mpmath
 from mpmath.libmp import ln2_fixed, ln10_fixed, mpf_pos, pi_fixed
 
-MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_WORK = 8_000, 50, 4_096, 3_000  # beyond one of them the text itself is the key
+MAX_CHARS, MAX_DEPTH, MAX_BITS, MAX_WORK = 5_000, 50, 4_096, 3_000  # beyond one of them the text itself is the key
 PRECISION, ROUNDING, POINTS = 256, 100, 3  # bits computed, bits compared, evaluation points of a letter
 INFINITE, NOTHING = mpmath.inf, Fraction(0)
 
@@ -64,64 +65,75 @@ class _Box(NamedTuple):
 
 
 # ------------------------------------------------------------------ tables: what the notation knows
-_OPERATORS = {":": 1, "\\over": 1, "\\choose": 1, "\\cup": 2, "\\cap": 2, "\\setminus": 2, "mod": 2, "+": 3, "-": 3, "\\pm": 3, "\\mp": 3, "*": 4,
-              "/": 4, "^": 6}  # how strongly they bind
+_OPERATORS = {":": 1, "\\over": 1, "\\choose": 1, "\\cup": 2, "\\cap": 2, "\\setminus": 2, "mod": 2, "+": 3, "-": 3,
+              "\\pm": 3, "\\mp": 3, "*": 4, "/": 4, "^": 6}  # how strongly they bind
 _RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "≈")
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\langle": "\\rangle", "\\lfloor": "\\rfloor",
              "\\lceil": "\\rceil"}
 _FUNCTIONS = {n: n for n in "sin cos tan cot sec csc sinh cosh tanh coth exp arg floor ceil asin acos atan".split()}
 _FUNCTIONS |= {"arc" + n: "a" + n for n in "sin cos tan cot sec csc".split()}
 _FUNCTIONS |= {"ln": "log", "log": "log", "lg": "log10", "abs": "fabs", "Re": "re", "Im": "im"}
-_pairs = iter(r"""\cdot * \times * \ast * \div / \le <= \leq <= \leqslant <= \ge >= \geq >= \geqslant >= \lt < \gt > \ne !=
-    \neq != \in in \mid | \vert | \lvert | \rvert | \| | \colon : \equiv = \iff = \implies , \approx ≈ \simeq ≈ \doteq ≈ \land ,
-    \wedge , \lor or \vee or \lbrace \{ \rbrace \} \backslash \setminus \dfrac \frac \tfrac \frac \cfrac \frac \dbinom \binom
-    \tbinom \binom \varnothing \emptyset \bmod mod \pmod mod \mod mod \% "% % "% \$ "usd \euro "eur \pounds "gbp \& , & ,
-    ** ^ == = := = ≡ = ; , \newline \\ and , or or is = are = equals = pi \pi infty \infty infinity \infty oo \infty sqrt \sqrt
-    percent "% pct "% \degree "deg \and , \or or \lparen ( \rparen )""".split())
+_ACCENTS = "bar overline vec hat dot ddot tilde widehat overrightarrow".split()
+_pairs = iter(r"""\cdot * \times * \ast * ** ^ \div / \le <= \leq <= \leqslant <= \ge >= \geq >= \geqslant >= \lt <
+    \gt > \ne != \neq != \in in \mid | \vert | \lvert | \rvert | \| | \colon : \equiv = \iff = == = := = ≡ = is = are =
+    equals = \approx ≈ \simeq ≈ \doteq ≈ \implies , \land , \wedge , \and , and , ; , \& , & , \lor or \vee or \or or
+    or or \lbrace \{ \rbrace \} \lparen ( \rparen ) \backslash \setminus \dfrac \frac \tfrac \frac \cfrac \frac
+    \dbinom \binom \tbinom \binom \varnothing \emptyset \bmod mod \pmod mod \mod mod \newline \\ sqrt \sqrt pi \pi
+    infty \infty infinity \infty oo \infty \% "% % "% percent "% pct "% \$ "usd \euro "eur \pounds "gbp
+    \degree "deg""".split())
 _SYNONYMS = dict(zip(_pairs, _pairs, strict=True))
-_SKIP = {"\\" + n for n in "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle scriptstyle limits bf rm "
-         "nolimits mathbf boldsymbol bm mathit mathsf mathcal mathbb it boxed fbox quad qquad , ! ; : ( ) [ ]".split()} | {
-         "\\ ", "\\\n", "$", "~"}
-_UNITS = {}
-for _row in """m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|nm|in inch inche
-ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce|ton tonne|s sec second|min minute|h hr hour
-day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur euro|gbp|N newton|J joule|kJ|W watt|kW|V volt
-A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole|L liter litre|mL ml milliliter|gal gallon|qt quart
-pt pint|cup|mph|kph|am|pm|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg|acre|'""".replace("\n", "|").split("|"):
-    for _name in _row.split():
-        _UNITS[_name] = _UNITS[_name + "s" if len(_name) > 1 else _name] = _row.split()[0]
+_SKIP = {"\\" + n for n in "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle scriptstyle limits "
+         "nolimits mathbf boldsymbol bm mathit mathsf mathcal mathbb bf rm it boxed fbox quad qquad , ! ; : ( ) [ ]".split()}
+_SKIP |= {"\\ ", "\\\n", "$", "~"}
+_UNITS = {name + ending: row.split()[0] for row in """m meter metre|cm centimeter centimetre|mm millimeter millimetre|nm
+km kilometer kilometre|in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
+ton tonne|s sec second|min minute|h hr hour|day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur euro
+gbp|N newton|J joule|kJ|W watt|kW|V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole|mph|kph|am
+pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg|acre
+'""".replace("\n", "|").split("|") for name in row.split() for ending in ("", "s" * (len(name) > 1))}
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3}
+_MULTIPLES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SHORT_WORDS = set("yes no odd all any red one two six ten may sun mon tue wed thu fri sat not nor none".split())
-_UNICODE = dict(zip("−–—×·⋅∙÷⁄≤≥⩽⩾≠′’″，（）", "- - - * * * * / / <= >= <= >= != ' ' '' , ( )".split(), strict=True)) | {
-    c: f"\\{n} " for c, n in zip("∞√°∪∩∈∅±∓≈€£⟨⟩⌊⌋⌈⌉∠△ℏ∖", "infty sqrt degree cup cap in emptyset pm mp approx euro pounds "
-                                 "langle rangle lfloor rfloor lceil rceil angle triangle hbar setminus".split(), strict=True)} | {
-    "ℝ": "\\mathbb{R}", "\xa0": "\\,", "\u2009": "\\,", "\u202f": "\\,"}
+_UNICODE = {"ℝ": "\\mathbb{R}", "\xa0": "\\,", "\u2009": "\\,", "\u202f": "\\,"}
+_UNICODE |= dict(zip("−–—×·⋅∙÷⁄≤≥⩽⩾≠′’″，。（）",
+                     "- - - * * * * / / <= >= <= >= != ' ' '' , . ( )".split(), strict=True))
+_UNICODE |= {c: f"\\{name} " for c, name in zip("∞√°∪∩∈∅±∓≈€£⟨⟩⌊⌋⌈⌉∠△ℏ∖", (
+    "infty sqrt degree cup cap in emptyset pm mp approx euro pounds langle rangle lfloor rfloor lceil rceil angle triangle "
+    "hbar setminus").split(), strict=True)}
 
 # No pattern backtracks more than a constant: alternatives differ at once, and repeats are possessive (`*+`, `{3}++`).
 _TEXT = r"\\(?:text|mbox|textbf|textit|textrm|textnormal|textsf|mathrm|operatorname|hbox|emph)\s{0,3}+\{"
 _INSIDE = r",\\!\s?+|\{,\}|\\,|\\ |~"  # thousands separators; outside brackets also a bare comma or space
 _TOKEN = [re.compile(
-    r"(?P<comma>" + comma + r"\d++\{,\}(?!\d{3}(?!\d))\d++)"
-    r"|(?P<number>(?:\d{1,3}(?:(?:" + separators + r")\d{3})++(?!\d)|\d++)(?:\.\d*+\\(?:overline|bar)\s?+\{\d{1,40}+\}|\.\d++|"
-    r"\.(?!\d))?+(?:[eE][+-]?\d++(?![\d.]))?|\.\d++)"
+    r"(?P<comma>" + comma + r"\d++\{,\}(?!\d{3}(?!\d))\d++)"  # 0,111 and 3{,}14 are decimals, 1.000.000 is a million
+    r"|(?P<number>(?:\d{1,3}(?:(?:" + separators + r")\d{3})++(?!\d)|\d++)(?:\.\d*+\\(?:overline|bar)\s?+\{\d{1,40}+\}|"
+    r"\.\d++|\.(?!\d))?+(?:[eE][+-]?\d++(?![\d.]))?|\.\d++)"
     r"|(?P<text>" + _TEXT + r")|\\(?P<env>(?:begin|end)\s?+\{[a-zA-Z]++)\*?+\}(?:\{[clr|@ ]*+\})?+"
-    r"|(?P<ordinal>\^\s?+\{?+\\(?:text|mathrm)\{(?:st|nd|rd|th)\}\}?+)"
-    r"|(?P<degree>\^\s?+(?:\{\s?+\\circ\s?+\}|\\circ(?![a-zA-Z])))|(?P<prime>\^\s?+(?:\{(?:\s?+\\prime)++\s?+\}|\\prime(?![a-zA-Z])))"
-    r"|(?P<dots>\\phantom\s?+\{?+-\}?+|\\[lc]?dots|\.{3}|…|\\left\s?+\.|\\right\s?+\.)"
+    r"|(?P<degree>\^\s?+(?:\{\s?+\\circ\s?+\}|\\circ(?![a-zA-Z])))"
+    r"|(?P<prime>\^\s?+(?:\{(?:\s?+\\prime)++\s?+\}|\\prime(?![a-zA-Z])))"
+    r"|(?P<dropped>\\phantom\s?+\{?+-\}?+|\\[lc]?dots|\.{3}|…|\\left\s?+\.|\\right\s?+\.|"
+    r"\^\s?+\{?+\\(?:text|mathrm)\{(?:st|nd|rd|th)\}\}?+)"
     r"|(?P<op>\\[A-Za-z]++|\\.|\*\*|<=|>=|!=|==|:=|[^\sA-Za-z])|(?P<word>[A-Za-z]++)|\s++", re.S)
     for separators, comma in ((_INSIDE + "|,| ", r"0,\d{3,}+|\d{1,3}(?:\.\d{3}){2,}+(?!\d)|"), (_INSIDE, ""))]
 _LITERAL = re.compile(r"(\d*+)(?:\.(\d*+))?+(?:\\[a-z]++\s?\{(\d++)\})?+(?:[eE](.++))?+")
 _ESCAPED = re.compile(r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|boxed|pi|text|mathrm|begin|end|times|cdot|infty|pm|"
                       r"in|cup|circ|leq?|geq?|theta|alpha|beta|langle|rangle|sin|cos|tan|ln|log|binom|overline)\b)")
-_REWRITES = (("\\mathbb{R}", "(-\\infty,\\infty)"), ("all real numbers", "(-\\infty,\\infty)"), ("a.m.", "am"), ("p.m.", "pm"))
-_WHERE = re.compile(r"[,;(]\s{0,3}+(?:\\q?quad\s?+)?+(?:" + _TEXT + r"[a-z ]{0,12}+\})?+\s{0,3}+[a-z]\s?\\in\s?\\mathbb\s?\{?[ZN]\}?[^,]{0,9}+$")
-_CHOICE = re.compile(r"(?:" + _TEXT + r")?+\(?([A-H])(?:[).:]\s?+(?:\}|(?<=\s))(?:\\?\s|\\[,;!]|~)*+(\S.*+)|\)|\.)", re.S)
+_ARGUMENTS = (re.compile(r"(\\(?:[dtc]?frac|[dt]?binom))\s*+(\d)"),
+              re.compile(r"(\\(?:[dtc]?frac|[dt]?binom)\{[^{}]{1,99}+\})\s*+(\d)"))
+_REWRITES = (("\\mathbb{R}", "(-\\infty,\\infty)"), ("all real numbers", "(-\\infty,\\infty)"), ("a.m.", "am"),
+             ("p.m.", "pm"), ("\x0c", "\\f"), ("\x08", "\\b"))  # the last two: \frac and \boxed, carelessly unescaped
+_WHERE = re.compile(r"[,;(]\s{0,3}+(?:\\q?quad\s?+)?+(?:" + _TEXT + r"[a-z ]{0,12}+\})?+\s{0,3}+[a-z]\s?\\in\s?"
+                    r"(?:\\mathbb\s?)?+\{?[ZN]\}?[^,]{0,9}+$")  # ", where k is an integer"
+_CHOICE = re.compile(r"(?:" + _TEXT + r")?+\(?([A-H])"
+                     r"(?:[).:]\s?+(?:\}|(?<=\s))(?:\\?\s|\\[,;!]|~)*+(\S.*+)|\)|\.)", re.S)  # (B) 12
 _SYMBOL = r"(?:\\(?!pi|infty|frac|sqrt|sum|int)[A-Za-z]++|[A-Za-z])'*+(?:_(?:\{[^{}]*+\}|[^{}]))?+'*+"
-_NAME = re.compile(rf"(?![ei]$){_SYMBOL}(?:\([^()]*+\))?+|(?:\\angle|\\triangle)?+(?:[A-Z](?:_(?:\{{\w\}}|\w))?+){{2,}}+|"
-                   rf"\({_SYMBOL}(?:,{_SYMBOL})*+\)|{_SYMBOL}(?::{_SYMBOL})++|(?:\"[^\"]++)++")
+_NAME = re.compile("|".join((
+    rf"(?![ei]$){_SYMBOL}(?:\([^()]*+\))?+", rf"\({_SYMBOL}(?:,{_SYMBOL})*+\)", rf"\\(?:sin|cos|tan|cot){_SYMBOL}",
+    rf"{_SYMBOL}(?:(?::|\\c[au]p){_SYMBOL})++", r"(?:\\angle|\\triangle)?+(?:[A-Z](?:_(?:\{\w\}|\w))?+){2,}+",
+    r"\|[A-Z]{2}\|", '(?:"[^"]++)++')))  # x, f(x), (p,q), \cos A, V_1:V_2, A \cap B, \angle ABC, |AB|, words
 
 
-# ------------------------------------------------------------------ numbers: Fraction, mpf, mpc, or a tuple (one per point)
+# ------------------------------------------------------------------ numbers: Fraction, mpf, mpc, or a tuple of them
 def _mp(x):
     """As an mpmath number. A list or an interval in a number's place is not our notation."""
     if isinstance(x, Fraction):
@@ -185,25 +197,14 @@ def _minus(a, b):
     return _add(a, _each(_times, Fraction(-1), b))
 
 
-def _root(x: Fraction, n: int) -> Fraction | None:
-    """The rational real n-th root, if there is one."""
-    if x < 0 and n % 2 == 0 or _bits(x) > (MAX_BITS if n == 2 else PRECISION):
-        return None
-    parts = [math.isqrt(p) if n == 2 else int(_thread.mp.nint(_thread.mp.root(p, n)))
-             for p in (abs(x.numerator), x.denominator)]
-    root = Fraction(parts[0] if x > 0 else -parts[0], parts[1])
-    return root if root**n == x else None
-
-
 def _power(a, b):
     mp = _thread.mp
     if _exact(a, b):
         if b.denominator == 1 and abs(b) * _bits(a) <= MAX_BITS or not a:
             return a ** int(b) if b.denominator == 1 else NOTHING
-        if b.denominator <= 12 and b.denominator > 1 and (root := _root(a, b.denominator)) is not None:
-            return _power(root, Fraction(b.numerator))
     if _exact(b) and b.denominator % 2 and b.denominator > 1 and not isinstance(a, mp.mpc) and a < 0:
-        return _times(Fraction(-1) ** (b.numerator % 2), _power(-a, b))  # the cube root of -2 is real, as people mean it
+        # The cube root of -2 is real, as people mean it.
+        return _times(Fraction(-1) ** (b.numerator % 2), _power(-a, b))
     whole = _exact(b) and b.denominator == 1
     a, y = _mp(a), _mp(b)
     if not a and y.real < 0:
@@ -214,16 +215,11 @@ def _power(a, b):
 
 
 def _apply(name: str, *args):
-    """A function of the tables: exact where that is simple, else by mpmath within safe sizes."""
+    """A function of the tables, by mpmath, within safe sizes; small factorials are exact."""
     mp = _thread.mp
-    if _exact(*args):
-        x = args[0]
-        if name in ("fabs", "floor", "ceil"):
-            return Fraction({"fabs": abs, "floor": math.floor, "ceil": math.ceil}[name](x))
-        if name == "factorial" and x.denominator == 1 and 0 <= x <= 500:
-            return Fraction(math.factorial(int(x)))
-        if name == "binomial" and x.denominator == args[1].denominator == 1 and 0 <= args[1] <= x <= 2_000:
-            return Fraction(math.comb(int(x), int(args[1])))
+    if _exact(*args) and all(x.denominator == 1 and 0 <= x <= 500 for x in args):
+        if name in ("factorial", "binomial"):
+            return Fraction(math.factorial(int(args[0])) if name == "factorial" else math.comb(*map(int, args)))
     args = [_mp(x) for x in args]
     if any(mp.mag(x) > (17 if name in ("factorial", "binomial") else 40) for x in args if x):
         raise _Capped
@@ -313,14 +309,16 @@ def _key(x) -> tuple:
 
 # ------------------------------------------------------------------ regions: lists of (low, included, high, included)
 def _region(box) -> list:
-    if isinstance(box, _Box):
-        if box.kind == "region":
-            return box.data
-        if box.kind == "set":
-            return [(value, True, value, True) for value, _ in box.data]
-        if box.kind == "tuple" and len(box.data) == 2:
-            return [(box.data[0][0], False, box.data[1][0], False)]
-    raise _Unreadable
+    """A set, a pair in round brackets, or a region as intervals between real numbers."""
+    pieces = box.data if isinstance(box, _Box) and box.kind == "region" else None
+    if isinstance(box, _Box) and box.kind == "set":
+        pieces = [(value, True, value, True) for value, _ in box.data]
+    elif isinstance(box, _Box) and box.kind == "tuple" and len(box.data) == 2:
+        pieces = [(box.data[0][0], False, box.data[1][0], False)]
+    pieces = pieces and [(_mp(low), low_in, _mp(high), high_in) for low, low_in, high, high_in in pieces]
+    if pieces is None or any(isinstance(edge, _thread.mp.mpc) for piece in pieces for edge in piece[::2]):
+        raise _Unreadable
+    return pieces
 
 
 def _combine(rule, a, b) -> _Box:
@@ -328,7 +326,7 @@ def _combine(rule, a, b) -> _Box:
     if isinstance(a, _Box) and isinstance(b, _Box) and a.kind == b.kind == "set":
         left, right = {k for _, k in a.data}, {k for _, k in b.data}
         return _Box("set", [item for item in a.data + b.data if rule(item[1] in left, item[1] in right)])
-    regions = [[(_real(lo), lo_in, _real(hi), hi_in) for lo, lo_in, hi, hi_in in _region(box)] for box in (a, b)]
+    regions = [_region(a), _region(b)]
     edges = sorted({edge for region in regions for piece in region for edge in piece[::2]} | {-INFINITE, INFINITE})
     pieces, joined = [], False
     for low, high in (cell for pair in zip(edges, edges[1:], strict=False) for cell in (pair[:1] * 2, pair)):
@@ -347,22 +345,16 @@ def _inside(region: list, low, high) -> bool:
                for first, first_in, last, last_in in region)
 
 
-def _real(x):
-    x = _mp(x)
-    if isinstance(x, _thread.mp.mpc):
-        raise _Unreadable
-    return x
-
-
 # ------------------------------------------------------------------ text to tokens
 def _clean(text: str) -> str:
     """One alphabet for LaTeX, plain text and unicode; no full stop at the end."""
-    text = text.replace("\x0c", "\\f").replace("\x08", "\\b")
     if not text.isascii():
-        text = "".join(c if " " <= c <= "~" or c == "\n" else _spelled(c) for c in text)
+        text = "".join(c if c.isascii() else _spelled(c) for c in text)
     for old, new in _REWRITES:
         text = text.replace(old, new)
-    text = _ESCAPED.sub(lambda _: "\\", _WHERE.sub("", text)).strip().rstrip(".,;:\\ \n")
+    text = _ESCAPED.sub(lambda _: "\\", _WHERE.sub("", text)).lstrip("= \n").strip().rstrip(".,;:\\ \n")
+    for argument in _ARGUMENTS:  # an argument without braces is one digit: \frac43, \frac{1}2
+        text = argument.sub(r"\1{\2}", text)
     if text[:1] == "$" and text[1:2].isdigit() and text.replace("\\$", "").count("$") == 1:
         return "\\" + text  # a dollar without partner in front of a digit is money
     return text
@@ -379,12 +371,11 @@ def _spelled(c: str) -> str:
     if form.startswith("<fraction>"):
         return f" {Fraction(unicodedata.numeric(c)).limit_denominator(1_000)} "
     if form.startswith(("<super>", "<sub>")):
-        return ("^{" if form[2] == "u" and form[3] == "p" else "_{") + unicodedata.normalize("NFKC", c) + "}"
+        return ("^{" if form.startswith("<super>") else "_{") + unicodedata.normalize("NFKC", c) + "}"
     if name.startswith("GREEK") and "LETTER" in name and " WITH " not in name:
         greek = name.split()[-1].lower().replace("lamda", "lambda")
         return f"\\{greek if 'SMALL' in name else greek.capitalize()} "
-    return " " if unicodedata.category(c) in ("Cc", "Zs") else "" if unicodedata.category(c) == "Cf" else unicodedata.normalize(
-        "NFKC", c)
+    return "" if unicodedata.category(c) == "Cf" else unicodedata.normalize("NFKC", c)
 
 
 def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
@@ -401,7 +392,7 @@ def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
         elif kind == "word":
             tokens += _words(token, texts > 0, tokens)
         elif kind == "number":
-            tokens += _split(re.sub(r"\\[,! ]|[,~\s]|\{,\}", "", token).rstrip("."), tokens, partner)
+            tokens.append(re.sub(r"\\[,! ]|[,~\s]|\{,\}", "", token).rstrip("."))
         elif kind == "comma":
             tokens.append(token.replace(".", "") if "." in token else re.sub(r"\{?,\}?", ".", token))
         elif kind == "env":
@@ -429,18 +420,6 @@ def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
     return tokens, partner
 
 
-def _split(number: str, before: list[str], partner: dict[int, int]) -> list[str]:
-    r"""An argument without braces is one digit: \frac43, \frac{1}2, \binom52."""
-    at, takes = len(before), ("\\frac", "\\binom")
-    if not number.isdigit() or not before:
-        return [number]
-    if before[-1] in takes:
-        return [part for part in (number[0], number[1:2], number[2:]) if part]
-    start = next((o for o, c in partner.items() if c == at - 1), 0) if before[-1] == "}" else at - 1
-    second = start > 0 and before[-1] not in _BRACKETS and before[start - 1] in takes
-    return [number[0], number[1:]] if second and len(number) > 1 else [number]
-
-
 def _words(run: str, in_text: bool, before: list[str]) -> list[str]:
     """What a run of letters is: a connective, a function, a unit, a word, or letters that are multiplied."""
     if run in _SYNONYMS:
@@ -451,7 +430,8 @@ def _words(run: str, in_text: bool, before: list[str]) -> list[str]:
     measured = last[0].isdigit() or last[0] in '")]}' or last in "/*" and before[-2:-1] and before[-2][0] == '"'
     if len(run) == 1:
         return ['"' + run if in_text and measured and run in _UNITS else run]
-    if in_text or measured and run in _UNITS or run.lower() in _SHORT_WORDS or len(run) > 3 and sorted(run) != list(run):
+    word = run.lower() in _SHORT_WORDS or len(run) > 3 and sorted(run) != list(run)  # but abcd is a product
+    if in_text or word or measured and run in _UNITS:
         return ['"' + run]
     return list(run)
 
@@ -478,12 +458,6 @@ class _Reader:
         self.letters: set[str] = set()
         self.bound: dict[str, object] = {}
 
-    def answer(self) -> tuple:
-        key = self.listing(self.items(len(self.tokens), both=True))
-        if self.i < len(self.tokens):
-            raise _Unreadable
-        return key
-
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[self.i + ahead] if self.i + ahead < len(self.tokens) else "end"
 
@@ -498,7 +472,7 @@ class _Reader:
 
     # lists of statements
     def items(self, end: int, both: bool = False) -> list:
-        """Statements between separators: (value, key, name it is given, separator before it). A plus-minus gives two."""
+        """Statements between separators: (value, key, its name, separator before). `both`: a plus-minus gives two."""
         found, separator = [], ""
         while self.i < end:
             if self.peek() in (",", "or", "\\\\"):
@@ -523,7 +497,8 @@ class _Reader:
             return items[0][1]
         names = list(dict.fromkeys(name for *_, name, _ in items))
         if None not in names and len({re.split("[_(]", name)[0] for name in names}) > 1:
-            rows = [sorted((item[2], item[1]) for item in items[j:j + len(names)]) for j in range(0, len(items), len(names))]
+            rows = [sorted((name, key) for _, key, name, _ in items[j:j + len(names)])
+                    for j in range(0, len(items), len(names))]
             if any([name for name, _ in row] != sorted(names) for row in rows):
                 raise _Unreadable
             tuples = {("tuple", tuple(key for _, key in row)) for row in rows}
@@ -587,7 +562,7 @@ class _Reader:
         return _Box("key", ("relation", _sorted(keys))), None
 
     def solved(self, a, b, name_a, name_b, relation: str) -> _Box | None:
-        """a < b, a <= b or a != b as a region, when one side is a name and the other constant, or it is linear in a letter."""
+        """a < b, a <= b or a != b as a region: of a name against a constant, or linear in the only letter."""
         if name_a and type(b) is not tuple:
             below, edge = True, b
         elif name_b and type(a) is not tuple:
@@ -625,7 +600,8 @@ class _Reader:
                 break
             elif token == "^":
                 self.i += 1
-                left = self.raised(left)
+                self.spend(8)
+                left = _each(_power, left, self.script())
             else:
                 self.i += token != "implicit"
                 left = self.binary(token, left, self.expression(strength))
@@ -643,7 +619,9 @@ class _Reader:
         return len(token) == 1 and token.isalpha() or token == "{" or token[0] == "\\" and token != "\\\\" and (
             token not in _BRACKETS.values()) and token not in ("\\{", "\\to") and not token.startswith("\\end:")
 
-    def combine(self, rule, a, b) -> _Box:
+    def combine(self, rule, a, b) -> _Box | tuple:
+        if type(a) is tuple and type(b) is tuple:
+            return _opaque(rule.__name__, a, b)  # sets that are only names
         self.spend(sum(len(box.data) for box in (a, b) if isinstance(box, _Box)) ** 2)
         return _combine(rule, a, b)
 
@@ -677,10 +655,7 @@ class _Reader:
         self.spend(2)
         for op in ("+", "-", "\\pm", "\\mp"):
             if self.take(op):
-                value = self.expression(3)
-                if isinstance(value, _Box) and value.kind == "key" and value.data[0] == "base":
-                    return _Box("key", ("base", op + value.data[1], value.data[2]))
-                return self.binary(op, NOTHING, value)
+                return self.binary(op, NOTHING, self.expression(3))
         return self.atom()
 
     def postfix(self, value):
@@ -693,9 +668,9 @@ class _Reader:
             if token[0] in "\"'":
                 word = token.lstrip('"')
                 self.i += 1
-                if word.lower() in _POWER_WORDS:
-                    power = _POWER_WORDS[word.lower()]
-                    continue
+                power = _POWER_WORDS.get(word.lower(), power)
+                if word in _MULTIPLES:
+                    value = _each(_times, value, Fraction(_MULTIPLES[word]))
                 sign = -1 if word == "per" else sign
                 name = _UNITS.get(word) or _UNITS.get(word.lower())
                 if name == "deg" and self.peek().strip('"') in ("C", "F"):
@@ -709,11 +684,6 @@ class _Reader:
                 sign, self.i = -1, self.i + 1
             else:
                 return value
-
-    def raised(self, base):
-        exponent = self.script()
-        self.spend(8)
-        return _each(_power, base, exponent)
 
     def script(self):
         """What stands after ^ or _ or as an argument: a group, or a signed number, letter or command."""
@@ -766,7 +736,7 @@ class _Reader:
             base = self.script()
             if not _exact(base) or not 2 <= base <= 36 or not digits.isdigit() or any(int(d) >= base for d in digits):
                 raise _Unreadable
-            return _Box("key", ("base", digits.lstrip("0"), int(base)))
+            self.unit[f"base {base}"] = 1  # "204 in base 5": the digits are what was asked for
         start = self.i  # a mixed number: 1\frac{1}{2} or 1 1/2, but 3\frac{\pi}{2} is a product
         if digits.isdigit() and (self.take("\\frac") or self.peek().isdigit() and self.peek(1) == "/"):
             top = self.script()
@@ -797,8 +767,9 @@ class _Reader:
             return _thread.mp.e if name == "e" else _thread.mp.mpc(0, 1)
         self.letters.add(name)
         if bare in ("f", "g", "h", "F", "G") and self.peek() == "(":
-            values = self.bracket()
-            return _opaque(name + "(", *([v for v, _ in values.data] if isinstance(values, _Box) else [values]))
+            inner = self.bracket()
+            several = isinstance(inner, _Box) and inner.kind == "tuple"
+            return _opaque(name + "(", *([value for value, _ in inner.data] if several else [inner]))
         return _letter(name)
 
     def command(self, name: str):
@@ -819,7 +790,7 @@ class _Reader:
             return self.series(name)
         if name.startswith("begin:"):
             return self.environment(name[6:])
-        if name in ("bar", "overline", "vec", "hat", "dot", "ddot", "tilde", "widehat", "overrightarrow"):
+        if name in _ACCENTS:
             stop = self.partner[self.i] + 1 if self.peek() == "{" else self.i + 1
             name, self.i = name + "".join(self.tokens[self.i:stop]), stop
         return self.symbol(name)
@@ -852,13 +823,13 @@ class _Reader:
         stop, opener = self.partner[start], self.peek()
         closer = self.tokens[stop]
         inner, end = start, stop
-        while self.tokens[inner] in ("(", "{") and self.partner.get(inner + 1) == end - 1 and self.tokens[inner + 1] in "({":
-            inner, end = inner + 1, end - 1  # ((((1)))) costs one level
-        opener = self.tokens[inner]
+        while opener in "({" and self.tokens[inner + 1] in "({" and self.partner[inner + 1] == end - 1:
+            inner, end, opener = inner + 1, end - 1, self.tokens[inner + 1]  # ((((1)))) costs one level
         self.i = inner + 1
         saved, self.bars = (self.unit, self.letters, self.bars), 0
         middle = next((j for j in range(inner + 1, end) if self.tokens[j] in ("|", ":")), end)
-        built = opener == "\\{" and (middle == inner + 2 or "in" in self.tokens[inner + 1:middle]) and middle < end
+        built = opener in ("\\{", "{") and middle < end and (
+            middle == inner + 2 or "in" in self.tokens[inner + 1:middle])
         self.i = middle + 1 if built else self.i  # {x : x > 3} is what it says about x
         items = self.items(end, both=opener == "\\{")
         if self.i != end:
@@ -867,7 +838,7 @@ class _Reader:
         self.unit, self.letters, self.bars = saved
         self.letters = self.letters | letters
         self.i = stop + 1
-        if opener == "\\{" and not (built and len(items) == 1):
+        if opener == "\\{" and not built:
             return _Box("set", [item[:2] for item in items])
         if len(items) == 1 and opener != "\\langle":
             self.unit = self.unit | unit
@@ -876,9 +847,10 @@ class _Reader:
         if opener == "{":
             return _Box("key", self.listing(items))
         ends = [item[0] for item in items]
-        infinite = [not isinstance(v, _Box) and type(v) is not tuple and abs(v) == INFINITE for v in ends]
-        if len(items) == 2 and (opener == "[" or closer == "]" or any(infinite)):
-            return _Box("region", [(ends[0], opener == "[" and not infinite[0], ends[1], closer == "]" and not infinite[1])])
+        finite = [isinstance(v, (_Box, tuple)) or abs(v) != INFINITE for v in ends]
+        if len(items) == 2 and (opener == "[" or closer == "]" or not all(finite)):
+            closed = opener == "[" and finite[0], closer == "]" and finite[1]
+            return _Box("region", [(ends[0], closed[0], ends[1], closed[1])])
         if not items or (opener == "[") != (closer == "]"):
             raise _Unreadable
         return _Box("tuple", [item[:2] for item in items])
@@ -897,6 +869,8 @@ class _Reader:
                 rows[-1].append(self.expression())
         self.i = end + 1
         rows = [row for row in rows if row]
+        if not rows:
+            raise _Unreadable
         self.spend(5 * sum(map(len, rows)) * (len(rows) if name == "vmatrix" else 1))
         return _determinant(rows) if name == "vmatrix" else _Box("matrix", rows)
 
@@ -951,7 +925,7 @@ def _determinant(rows: list):
 
 # ------------------------------------------------------------------ keys of answers
 def _read(answer: object) -> tuple[tuple | None, str]:
-    """(key, status) of an answer; status "ok", "unparsed" (the key is the text or None) or "capped" (it was too much)."""
+    """(key, status) of an answer: "ok", "unparsed" (the key is the text, or None) or "capped" (it was too much)."""
     if isinstance(answer, (int, float)) and not isinstance(answer, bool) and abs(answer) < 1e300:
         answer = repr(answer)
     if not isinstance(answer, str):
@@ -973,12 +947,17 @@ def _read_text(text: str) -> tuple[tuple | None, str]:
         if choice and not _CHOICE.match(choice[2] or ""):
             letter = _number_key(_letter(choice[1]))
             return (("choice", letter, _read_text(choice[2])[0]) if choice[2] else letter), "ok"
-        return _Reader(text).answer(), "ok"
+        reader = _Reader(text)
+        key = reader.listing(reader.items(len(reader.tokens), both=True))
+        if reader.i == len(reader.tokens):
+            return key, "ok"
     except ZeroDivisionError:  # 1/0, infinity - infinity: it says nothing, not even its own text
         return None, status
     except (_Capped, OverflowError, RecursionError):  # RecursionError: the caller was near the interpreter's limit
         status = "capped"
     except (_Unreadable, ValueError):  # ValueError: mpmath at a pole, matrices of different shape
+        pass
+    except (TypeError, IndexError):  # a hole in the reader costs one answer, counted as unparsed, and not the run
         pass
     text = re.sub(r"\s++|\\(?:left|right|displaystyle|[,;:! ])|\$", "", text)
     return ("text", text) if any(c.isalnum() for c in text) else None, status
@@ -1018,29 +997,31 @@ def cluster_answers(answers: list[str | None]) -> list[int]:
 # ------------------------------------------------------------------ from a response to its answer
 _BOX = re.compile(r"(\\{1,2}+(?:boxed|fbox)\s{0,3}+\{)|\\.|[{}]", re.S)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}+([^\s{}$]{1,100}+)")
-_BETWEEN = re.compile(r"(?:[\s,;$&]|\\q?quad|\\[,;! ]|and\b|or\b|" + _TEXT + r"[^{}]{0,40}+\})*+")
-_PHRASE = re.compile(r"(?:answer\**\s{0,3}+(?:is|are|=)|^[\s*#]{0,9}+(?:the )?(?:final )?answer\**\s{0,3}+[:：]|答案(?:是|为|：|:))"
-                     r"[\s:*]{0,9}+", re.I | re.M)
+_BETWEEN = re.compile(r"(?:[ \t,;$&~]|\\q?quad|\\[,;! ]|and\b|or\b|" + _TEXT + r"[^{}]{0,40}+\})*+")
+_PHRASE = re.compile(r"(?:answer\**\s{0,3}+(?:is|are|=)|^[\s*#]{0,9}+(?:the )?(?:final )?answer\**\s{0,3}+[:：]|"
+                     r"答案(?:是|为|：|:))[\s:*]{0,9}+", re.I | re.M)
 _STOP = re.compile(r"\.\s++[A-Z]|\.\s*+$|\n")
 _FORMULA = re.compile(r"(?<!\\)\$\$?+([^$]{1,600}+)\$|\\[(\[]((?:[^\\]|\\(?![)\]])){1,600}+)\\[)\]]", re.S)
-_LAST = re.compile(r"(?:(?<![\w)\]}])[-+]\s?)?(?<![\w.])(?:\\?\$\s?)?(?:\d++(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))*+(?:\.\d++)?+|\.\d++)"
-                   r"(?:[eE][+-]?\d{1,4}+)?+(?:/\d++)?+(?:\s?(?:\\?%|percent\b|pct\b))?", re.A)
-_PROSE = re.compile(_TEXT + r"[^{}]{0,200}+\}|\\(?:begin|end)\{[a-z]++|\\[A-Za-z]++|([A-Za-z]{2,}+|[^\W\d_A-Za-zͰ-Ͽ])")
+_NUMBER = re.compile(r"(?:(?<![\w)\]}])[-+]\s?)?(?<![\w.])(?:\\?\$\s?)?"
+                     r"(?:\d++(?:(?:,|\{,\}|,\\!)\d{3}(?!\d))*+(?:\.\d++)?+|\.\d++)"
+                     r"(?:[eE][+-]?\d{1,4}+)?+(?:/\d++)?+(?:\s?(?:\\?%|percent\b|pct\b))?", re.A)
+_PROSE = re.compile(_TEXT + r"[^{}]{0,200}+\}|\\(?:begin|end)\{[a-z]++|\\[A-Za-z]++|"
+                    r"([A-Za-z]{2,}+|[^\W\d_A-Za-zͰ-Ͽ])")
 _BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(])")
 
 
 def extract_answer(text: str) -> str | None:
     r"""The final answer of a response, as text, or None.
 
-    After the last `</think>`: the last balanced \boxed{}; else what follows `####`, "answer is" or a line's "Answer:"; else
-    the whole of a response that is no prose; else its last formula or number. A thought or a box that was cut off is None.
+    After the last `</think>`: the last balanced \boxed{}; else what follows `####`, "answer is" or a line's "Answer:";
+    else all of a response that is no prose; else its last formula or number. A thought or a box that was cut off is None.
 
     >>> extract_answer(r"<think>\boxed{1}</think> So \boxed{\frac{1}{2}}."), extract_answer("3+5=8, so 8 apples")
     ('\\frac{1}{2}', '8')
     """
     if not isinstance(text, str):
         return None
-    text = text.replace("\x0c", "\\f").replace("\x08", "\\b")  # \frac and \boxed after a careless unescaping
+    text = text.replace("\x0c", "\\f").replace("\x08", "\\b")
     thought = text.rfind("</think>")
     if thought < 0 and "<think>" in text[:200]:
         return None
@@ -1054,12 +1035,10 @@ def extract_answer(text: str) -> str | None:
     marked = text.rfind("####")
     if marked >= 0:
         return text[marked + 4:].strip().split("\n")[0] or None
-    phrase = None
-    for phrase in _PHRASE.finditer(text):
-        pass
+    phrase = _final(_PHRASE, text)
     text = text[phrase.end() if phrase else 0:].strip()
     stop = _STOP.search(text) if phrase else None
-    return _candidate(text[:stop.start()] if stop else text)
+    return _candidate(text[:stop.start()] if stop else text, phrase is not None)
 
 
 def _last_box(text: str) -> str | None:
@@ -1080,17 +1059,21 @@ def _last_box(text: str) -> str | None:
     return ", ".join(dict.fromkeys(part[2] for part in parts)) or None
 
 
-def _candidate(text: str) -> str | None:
-    """All of a text that is no prose, or that is a few words; else its last formula or number."""
+def _candidate(text: str, first: bool) -> str | None:
+    """All of a text that is no prose, or is a few words; else what it begins with, or its last formula or number."""
     prose = any(w[1] not in (None, *_FUNCTIONS, *_UNITS, *_SYNONYMS) for w in _PROSE.finditer(text))
     if not prose or len(text) < 60 and not any(c.isdigit() for c in text):
         return text or None
-    formula = number = None
-    for formula in _FORMULA.finditer(text):
-        pass
-    for number in _LAST.finditer(text, formula.end() if formula else 0):
-        pass
-    return number[0].strip() if number else _candidate(formula[formula.lastindex].strip()) if formula else None
+    if first and (found := _FORMULA.match(text) or _NUMBER.match(text)):
+        return found[0].strip()
+    formula = _final(_FORMULA, text)
+    if number := _final(_NUMBER, text, formula.end() if formula else 0):
+        return number[0].strip()
+    return _candidate(formula[formula.lastindex].strip(), False) if formula else None
+
+
+def _final(pattern: re.Pattern, text: str, start: int = 0) -> re.Match | None:
+    return next(iter(collections.deque(pattern.finditer(text, start), maxlen=1)), None)
 
 
 # ------------------------------------------------------------------ reward
@@ -1098,7 +1081,7 @@ _TOLERANCE = re.compile(r"\(tolerance (\d[\d.]{0,20}+(?:e-?\d{1,2})?)\)\s{0,9}+$
 
 
 def grade(response: str, gold: object) -> tuple[float, str | None, str]:
-    r"""(reward, extracted answer, status). Status: "ok", "missing" (no answer), "unparsed" (compared as text), "capped".
+    r"""(reward, extracted answer, status): "ok", "missing" (no answer), "unparsed" (compared as text) or "capped".
 
     The reward is 1.0 or 0.0, and depends on the response only through the key of its answer: a cluster has one reward.
     A gold with key None is never right. A gold is kinder than its key to:
@@ -1106,7 +1089,7 @@ def grade(response: str, gold: object) -> tuple[float, str | None, str]:
     - a gold with a box or `####`: what is extracted from it; zero-padding ("073") and thousands separators never count
     - a gold without unit: an answer with one; a gold with unit: an answer without; never another unit (5 cm, 5 m)
     - percent: a gold of 0.5 takes 50%, a gold of 50% takes 0.5 and 50
-    - a gold with a number base: its digits alone; a gold ratio a:b: a/b
+    - a gold with a number base: its digits alone; a gold ratio a:b: the number a/b
     - a gold with "(tolerance 1e-1)" at its end: numbers within it
     - a gold without finite decimals: its value rounded to four decimals or more (0.3333, not 0.333, for 1/3)
     - a gold list without order: the same entries as a tuple; a gold 1 < x < 2: (1, 2), though not the reverse
@@ -1136,7 +1119,8 @@ def _gold(gold: str | float) -> tuple[Fraction | None, tuple | None]:
         return None, _read(gold)[0]
     tolerance = _TOLERANCE.search(gold[-60:])
     gold = gold[:gold.rindex("(")] if tolerance else gold
-    return tolerance and Fraction(tolerance[1]), _read(extract_answer(gold) if "\\boxed" in gold or "####" in gold else gold)[0]
+    gold = extract_answer(gold) if "\\boxed" in gold or "####" in gold else gold
+    return tolerance and Fraction(tolerance[1]), _read(gold)[0]
 
 
 def _accepts(tolerance: Fraction | None, gold: tuple | None, key: tuple | None) -> bool:
@@ -1149,15 +1133,14 @@ def _accepts(tolerance: Fraction | None, gold: tuple | None, key: tuple | None) 
     if kind == "unit":
         return accepts(gold[1], key) or _hundredth(gold) == key
     if mine == "unit":
-        return accepts(gold, key[1]) or _hundredth(key) == gold
+        part = key[2] == (("%", 1),) and kind == "n" and abs(gold[1]) < gold[2]  # of 0.5, 50% is right and 0.5% is not
+        return not part and accepts(gold, key[1]) or _hundredth(key) == gold
     if mine == "choice":
         return any(accepts(gold, part) for part in key[1:])
     if kind == "choice":
         return any(accepts(part, key) for part in gold[1:])
-    if kind == "base" and mine == "n":
-        return gold[1] == str(key[1]) and key[2] == 1
     if kind == "ratio" and mine == "n":
-        return len(gold[1]) == 2 and key[1] != 0 and gold[1][1] == ("n", key[2], key[1])
+        return len(gold[1]) == 2 and key[1] != 0 and gold[1][1] == ("n", *Fraction(key[2], key[1]).as_integer_ratio())
     if kind in ("n", "closed") and mine == "n":
         return _rounds(tolerance, gold, Fraction(*key[1:]))
     if kind == "region" and mine == "tuple":
@@ -1172,7 +1155,8 @@ def _accepts(tolerance: Fraction | None, gold: tuple | None, key: tuple | None) 
                 del left[found]
             return True
         if kind == "region":
-            return all(g[1::2] == k[1::2] and accepts(g[0], k[0]) and accepts(g[2], k[2]) for g, k in zip(*(gold[1], key[1])))
+            return all(g[1::2] == k[1::2] and accepts(g[0], k[0]) and accepts(g[2], k[2])
+                       for g, k in zip(gold[1], key[1], strict=True))
         if kind == "tuple":
             return all(map(accepts, gold[1], key[1]))
     return False
