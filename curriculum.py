@@ -161,12 +161,13 @@ def _tables(source: str, split: str | None, config: str | None) -> Iterator[tupl
         files = sorted(f for f in path.rglob("*") if f.suffix in READERS and f.name.startswith(split or ""))
         if not files:
             raise ValueError(f"{source}: no {known} file of that split in this folder; check the path and --split")
-    elif not path.is_file() and not path.suffix and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
-        return (yield source, _hub(source, split, config))
-    else:
+    elif path.is_file() or path.suffix in READERS or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) or (
+            "/" in source and path.parent.is_dir()):  # fmt: skip
         files = [path]
         if not path.is_file() or path.suffix not in READERS:
             raise ValueError(f"{source}: no readable file; give {known}, a folder of those, or a name on the hub")
+    else:
+        return (yield source, _hub(source, split, config))
     yield from ((f.stem, READERS[f.suffix](f)) for f in files)
 
 
@@ -176,9 +177,13 @@ def _hub(source: str, split: str | None, config: str | None) -> Iterator[tuple[s
     try:
         table = datasets.load_dataset(source, config, split=split or "train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{source}: no such file, and the hub does not give it: {str(error).splitlines()[0]} "
+        raise ValueError(f"{source}: no such file, and the hub does not give it: {_brief(error)} "
                          "(--split and --subset choose a part)") from None  # fmt: skip
     return ((f"{source}, row {i}", row) for i, row in enumerate(table))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -196,7 +201,7 @@ def _parse(text: str | bytes, where: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of 5,000 digits
-        raise ValueError(f"{where}: not JSON ({str(error)[:80]}); repair or drop it") from None
+        raise ValueError(f"{where}: not JSON ({_brief(error)}); repair or drop it") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, object]]:
@@ -226,7 +231,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]}); download it again") from None
+        raise ValueError(f"{path}: not a parquet file ({_brief(error)}); download it again") from None
 
 
 READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
@@ -287,6 +292,10 @@ def respond(model, tokenizer, questions: Sequence[Question], prompts: list[str],
     columns = {"lengths": rollout.mask.sum(1).tolist(), "logprobs": rollout.logprobs.double().sum(1).tolist(),
                "finished": rollout.finished.tolist(), "texts": rollout.texts}  # fmt: skip
     rows = []
+    for place, logprob in enumerate(columns["logprobs"]):
+        if not math.isfinite(logprob):
+            name = questions[indices[place // samples]].id
+            raise ValueError(f"question {name}: an answer has log-prob {logprob}; are the weights broken?")
     for n, i in enumerate(indices):
         row = {"id": questions[i].id, "index": i}
         row |= {name: values[n * samples : (n + 1) * samples] for name, values in columns.items()}
@@ -572,7 +581,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/curriculum.jsonl"), help="the file to write [runs/curriculum.jsonl]")
     add("--samples", type=number(int, 2), default=8, help="M, answers per question [8]")
     add("--estimator", choices=ESTIMATORS, default="frequency", help="of semantic entropy [frequency]")
-    add("--stages", type=number(int, 1), default=4, help="stages in the printed summary, nothing else [4]")
     add("--split", help="split of a hub dataset, or how a folder's files begin [train]")
     add("--subset", help="configuration of a hub dataset, such as gsm8k's main")
     add_sampling_flags(parser)
@@ -607,7 +615,7 @@ def main(argv: list[str] | None = None) -> int:
         say("curriculum.py: interrupted; the same command goes on from here")
         return 130
     if os.environ.get("RANK", "0") == "0":
-        print(f"{summary(rows, args.stages)}\nwrote {args.out}")
+        print(f"{summary(rows)}\nwrote {args.out}")
     return 0
 
 
