@@ -166,6 +166,8 @@ def load_benchmarks(args: argparse.Namespace) -> dict[str, list[Question]]:
     for entry in args.benchmarks.split(","):
         name, _, source = entry.strip().partition("=")
         subset = split = None
+        if name in benchmarks:
+            raise ValueError(f"--benchmarks names {name} twice; one row each is enough")
         if not source and name == "arithmetic":
             from arithmetic import ensure
 
