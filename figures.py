@@ -73,6 +73,11 @@ class Run:
         found = {m["step"]: m.get(key) for m in self.metrics}
         return {step: value for step, value in found.items() if value is not None and math.isfinite(value)}
 
+    @property
+    def staged(self) -> bool:
+        """Whether a curriculum changed the questions on the way, which moves the training reward by itself."""
+        return any(self.series("stage").values())
+
     def held_out(self, key: str) -> dict[int, float]:
         """{updates made: value} of avg_at_16 or pass_at_16: the start is at 0, the line of step s at s + 1."""
         found = {step + 1: value for step, value in self.series(f"eval_{key}").items()}
@@ -214,7 +219,7 @@ def key_to(fig, ax, groups: list[Group]) -> None:
 def curves(groups: list[Group]):
     """Entropy and reward of every step, avg@16 and pass@16 on held-out questions."""
     fig, axes = canvas("", 2, 2)
-    window = max(len(run.metrics) for g in groups for run in g.runs) // 40 | 1
+    window = max(len(run.metrics) for g in groups for run in g.runs) // 25 | 1
     kept = []
     for g in groups:
         line = curve(axes[0, 0], g.label, [run.series("entropy") for run in g.runs], g.style, window)
@@ -227,7 +232,7 @@ def curves(groups: list[Group]):
             at = {x: y for x, y in g.runs[0].held_out(key).items() if x in error}
             ax.errorbar(list(at), list(at.values()), [error[x] for x in at], fmt="none", ecolor=g.style["color"])
             ax.set_xlabel("step (bars: standard error over questions)" if at else ax.get_xlabel() or "step")
-    stages = next((run.series("stage") for g in groups for run in g.runs if any(run.series("stage").values())), {})
+    stages = next((run.series("stage") for g in groups for run in g.runs if run.staged), {})
     for step in [s for s in stages if stages[s] != stages.get(s - 1, stages[s])]:
         axes[0, 1].axvline(step, color="#888888", linestyle=":", linewidth=1.5, zorder=0)
     axes[0, 0].set(title="Token entropy of the policy", ylabel="nats per token", ylim=(0, None))
@@ -323,13 +328,13 @@ def reward_entropy(groups: list[Group]):
     import numpy as np
 
     found = []
-    for g in groups[:2]:
+    for g in ([g for g in groups if not g.runs[0].staged] or groups)[:2]:
         points = [(m["step"], m.get("entropy"), m.get("reward")) for run in g.runs for m in run.metrics]
         step, h, r = np.array(points, float).T  # null becomes nan
         step, h, r = (x[np.isfinite(h + r)] for x in (step, h, r))
         early = step < FIT_SHARE * (step.max(initial=0) + 1)
         if len(set(h[early])) > 1 and not early.all():
-            found.append((g.label, step, h, r, early))
+            found.append((g.label + " (stages: other questions, other reward)" * g.runs[0].staged, step, h, r, early))
     if not found:
         return None
     fig, axes = canvas(f"Is reward bought with entropy?  R = −a·eᴴ + b, fitted on the first {FIT_SHARE:.0%} of the run",
@@ -466,8 +471,13 @@ def wrap(row: dict, width: int, lines: int) -> list[tuple[int, int, str, int]]:
     return places
 
 
-def answer_cells(ax, row: dict, names: list[str], top: float, width: int, font: float, color_of) -> float:
-    """Draw one answer's tokens as coloured cells from the line `top` down; returns the first free line."""
+def height(row: dict, width: int) -> float:
+    """How much room an answer takes in a heat map, in lines."""
+    return 0.35 + 1.3 * (1 + max((line for line, *_ in wrap(row, width, LINES)), default=0))
+
+
+def answer_cells(ax, row: dict, names: list[str], top: float, width: int, font: float, color_of) -> None:
+    """Draw one answer's tokens as coloured cells from the line `top` down."""
     from matplotlib.patches import Rectangle
 
     line = t = 0
@@ -485,7 +495,6 @@ def answer_cells(ax, row: dict, names: list[str], top: float, width: int, font: 
     ax.text(width + 0.4, top + 0.5, mark, fontsize=font + 2, va="center", fontweight="bold", color=color)
     if t + 1 < len(row["tokens"]):  # there is more than is shown
         ax.text(width + 0.4, top + line * 1.3 + 0.5, "…", fontsize=font + 2, va="center")
-    return top + (line + 1) * 1.3 + 0.35
 
 
 def heatmap(groups: list[Group]):
@@ -498,28 +507,31 @@ def heatmap(groups: list[Group]):
     groups = [g for g in groups if g.runs[0].samples][:2]  # more than two would not be legible
     if not groups:
         return None
-    shown = [g.runs[0].examples(3) for g in groups]
-    longest = max(sum(len(visible(t)) for t in row["tokens"]) for at in shown for rows in at.values() for row in rows)
-    limit = (76, 42)[len(groups) - 1]
-    if longest > limit:  # answers of several lines: two each
-        shown = [g.runs[0].examples(2) for g in groups]
-    width, deep = min(longest, limit), max(map(len, shown))
+    shown = [list(g.runs[0].examples(3).items()) for g in groups]
+    longest = max(sum(len(visible(t)) for t in row["tokens"]) for at in shown for _, rows in at for row in rows)
+    width = min(longest, (76, 48)[len(groups) - 1])
+    if longest > 2 * width:
+        shown = [[(step, rows[:2]) for step, rows in at] for at in shown]
     font = min(20, 12 / len(groups) / (width + 3) / 0.602 * 72)  # a monospaced character is 0.602 em wide
-    lines = 3 if longest <= limit else 2 * LINES
+    tall = [0.4 + max(sum(height(row, width) for row in at[k][1]) for at in shown if k < len(at))
+            for k in range(max(map(len, shown)))]  # fmt: skip
     fig, axes = canvas("Where is the policy unsure?  Answers to a question before, during and after training",
-                       deep, len(groups), size=(13.33, 1.6 + deep * (0.6 + 0.026 * font * lines * 1.3)))  # fmt: skip
+                       len(tall), len(groups), size=(13.33, 1.8 + 0.45 * len(tall) + 0.025 * font * sum(tall)),
+                       height_ratios=tall)  # fmt: skip
     scale = ScalarMappable(Normalize(0, HOT, clip=True), colormaps["OrRd"])
     for ax in axes.flat:
         ax.axis("off")
     for col, g, at in zip(axes.T, groups, shown, strict=True):
-        for ax, (step, rows) in zip(col, at.items(), strict=False):
+        for ax, (step, rows), lines in zip(col, at, tall, strict=False):
             batch, y = [row for row in g.runs[0].samples if row["step"] == step], 0.0
             for row, names in zip(batch, treatments(batch), strict=True):
-                y = answer_cells(ax, row, names, y, width, font, scale.to_rgba) if row in rows else y
+                if any(row is example for example in rows):  # not ==: answers repeat each other
+                    answer_cells(ax, row, names, y, width, font, scale.to_rgba)
+                    y += height(row, width)
             mean, prompt = g.runs[0].series("entropy").get(step, math.nan), visible(rows[0].get("prompt", ""))
             question = prompt if len(prompt) < 30 else rows[0]["id"]
             ax.set_title(f"{g.label}, step {step}, H = {mean:.2f} nats:  {question}", loc="left", fontsize=14)
-            ax.set(xlim=(0, width + 2), ylim=(lines * 1.3 + 0.7, -0.4))
+            ax.set(xlim=(0, width + 2), ylim=(lines - 0.4, -0.4))
     fig.colorbar(scale, ax=axes, label="token entropy (nats)", shrink=0.8, pad=0.01, extend="max")
     marks = [Line2D([], [], color="black", marker="v", linestyle="", label="a fork: a choice the task knows of")]
     marks += [Line2D([], [], color=TREATED[name][0], linewidth=2 + 4 * (name == "strong KL"), label=name)

@@ -200,6 +200,13 @@ def test_examples_keep_to_one_question_where_they_can(runs):
         0: ["b"], 5: ["b", "b"], 9: ["b"]}  # fmt: skip
 
 
+def test_an_answer_given_twice_is_drawn_as_often_as_it_is_an_example(runs):
+    group = groups_of(runs["grpo0"])
+    group[0].runs[0].samples = [dict(group[0].runs[0].samples[0]) for _ in range(20)]
+    drawn = [text.get_text() for text in figures.heatmap(group).axes[0].texts]
+    assert drawn.count("✓") + drawn.count("✗") == 3
+
+
 # ---------------------------------------------------------------------------------------------- text, hostile text
 HOSTILE = ["$\\frac$", "\x1b[31m", "", "日本", "a\nb", "�", "<|endoftext|>", "x" * 300]
 
