@@ -617,6 +617,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders; metrics.jsonl is enough")
     parser.add_argument("--out", type=Path, help="where the pictures go [RUN/figures for one run, else figures]")
     parser.add_argument("--text", action="store_true", help="print to the terminal; FORCE_COLOR=1 colours a pipe")
+    parser.error = lambda message: parser.exit(2, f"figures.py: {message} (--help lists the flags)\n")  # one line
     args = parser.parse_args(argv)
     out = args.out or (args.folders[0] / "figures" if len(args.folders) == 1 else Path("figures"))
     sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets "?" for bars, not a traceback

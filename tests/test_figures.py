@@ -265,6 +265,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, name, content):
     assert error.startswith("figures.py: ") and error.count("\n") == 1 and (name or "nowhere") in error
 
 
+def test_a_wrong_flag_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        figures.main(["runs/sent", "--txt"])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
 def test_help_waits_for_nothing_slow_and_drawing_leaves_no_pyplot(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "entropy": 0.5, "reward": 0.5}\n')
     code = f"""import sys, figures; assert "matplotlib" not in sys.modules and "numpy" not in sys.modules
