@@ -292,7 +292,7 @@ def covariance(groups: list[Group]):
             continue
         # H of step s is measured before its update: it has felt the pushes of the steps before s
         pushed = np.mean([np.cumsum([0] + [lr[s] * cov[s] for s in steps[:-1]]) for cov, lr, _ in both], 0)
-        lost = np.mean([smooth([h[steps[0]] - h[s] for s in steps], len(steps) // 40) for _, _, h in both], 0)
+        lost = np.mean([smooth([h[steps[0]] - h[s] for s in steps], len(steps) // 25) for _, _, h in both], 0)
         slope = pushed @ lost / max(pushed @ pushed, 1e-30)
         axes[0, 0].plot(pushed, lost, label=f"{g.label}: slope {slope:.3g}", markevery=len(steps) // 10 or 1, **g.style)
         axes[0, 0].plot(pushed, slope * pushed, color=g.style["color"], linewidth=1, alpha=0.6)
