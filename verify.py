@@ -2,9 +2,9 @@ r"""Answers as text: extract one, give it a canonical key, compare, reward, clus
 
 Two answers mean the same when their keys are equal, so a cluster is all answers with one key: reflexive, symmetric,
 transitive and blind to order by construction. A recursive-descent reader turns LaTeX, plain text and unicode into
-values: rationals stay exact, other closed forms are mpmath numbers of 256 bits compared at 100, letters are evaluated at
-three fixed points. Work is bounded by counts (characters, depth, bits, steps), not by clocks: a loaded machine gives the
-same verdict as an idle one. Rejected: sympy, whose parser executes code and whose search for equality has no bound; and
+values: rationals stay exact, other closed forms are mpmath numbers of 256 bits compared at 100, letters are evaluated
+at three fixed points. Work is bounded by counts (characters, depth, bits, steps), not by clocks: a loaded machine gives
+the same verdict as an idle one. Rejected: sympy, whose parser executes code and whose search for equality has no bound;
 judging pair by pair (math-verify), which is not transitive, so that clusters depend on the order of the samples.
 
 >>> same_answer(r"\frac{1}{2}", "0.5"), same_answer(r"2\pi R", r"2\pi r"), same_answer("x(x+1)", "x^2+x")
@@ -82,14 +82,14 @@ _pairs = iter(r"""\cdot * \times * \ast * ** ^ \div / \le <= \leq <= \leqslant <
     infty \infty infinity \infty oo \infty \% "% % "% percent "% pct "% \$ "usd \euro "eur \pounds "gbp
     \degree "deg""".split())
 _SYNONYMS = dict(zip(_pairs, _pairs, strict=True))
-_SKIP = {"\\" + n for n in "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle scriptstyle limits "
-         "nolimits mathbf boldsymbol bm mathit mathsf mathcal mathbb bf rm it boxed fbox quad qquad , ! ; : ( ) [ ]".split()}
-_SKIP |= {"\\ ", "\\\n", "$", "~"}
+_SKIP = {"\\ ", "\\\n", "$", "~"} | {"\\" + name for name in (
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle scriptstyle limits nolimits mathbf bm "
+    "boldsymbol mathit mathsf mathcal mathbb bf rm it boxed fbox quad qquad , ! ; : ( ) [ ]").split()}
 _UNITS = {name + ending: row.split()[0] for row in """m meter metre|cm centimeter centimetre|mm millimeter millimetre|nm
 km kilometer kilometre|in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
-ton tonne|s sec second|min minute|h hr hour|day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur euro
-gbp|N newton|J joule|kJ|W watt|kW|V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole|mph|kph|am
-pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg|acre
+ton tonne|s sec second|min minute|h hr hour|day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur
+euro|gbp|N newton|J joule|kJ|W watt|kW|V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole|mph
+kph|am|pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg|acre
 '""".replace("\n", "|").split("|") for name in row.split() for ending in ("", "s" * (len(name) > 1))}
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3}
 _MULTIPLES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -98,8 +98,8 @@ _UNICODE = {"ℝ": "\\mathbb{R}", "\xa0": "\\,", "\u2009": "\\,", "\u202f": "\\,
 _UNICODE |= dict(zip("−–—×·⋅∙÷⁄≤≥⩽⩾≠′’″，。（）",
                      "- - - * * * * / / <= >= <= >= != ' ' '' , . ( )".split(), strict=True))
 _UNICODE |= {c: f"\\{name} " for c, name in zip("∞√°∪∩∈∅±∓≈€£⟨⟩⌊⌋⌈⌉∠△ℏ∖", (
-    "infty sqrt degree cup cap in emptyset pm mp approx euro pounds langle rangle lfloor rfloor lceil rceil angle triangle "
-    "hbar setminus").split(), strict=True)}
+    "infty sqrt degree cup cap in emptyset pm mp approx euro pounds langle rangle lfloor rfloor lceil rceil angle "
+    "triangle hbar setminus").split(), strict=True)}
 
 # No pattern backtracks more than a constant: alternatives differ at once, and repeats are possessive (`*+`, `{3}++`).
 _TEXT = r"\\(?:text|mbox|textbf|textit|textrm|textnormal|textsf|mathrm|operatorname|hbox|emph)\s{0,3}+\{"
@@ -749,7 +749,7 @@ class _Reader:
 
     def symbol(self, name: str):
         """A letter with subscript and primes. e and i alone are constants; f(...) is an unknown function."""
-        self.spend(3)
+        self.spend(6)
         bare = name
         while self.peek() in ("'", "_"):
             if self.take("'"):
@@ -1014,7 +1014,7 @@ def extract_answer(text: str) -> str | None:
     r"""The final answer of a response, as text, or None.
 
     After the last `</think>`: the last balanced \boxed{}; else what follows `####`, "answer is" or a line's "Answer:";
-    else all of a response that is no prose; else its last formula or number. A thought or a box that was cut off is None.
+    else all of a response that is no prose; else its last formula or number. None if a thought or box was cut off.
 
     >>> extract_answer(r"<think>\boxed{1}</think> So \boxed{\frac{1}{2}}."), extract_answer("3+5=8, so 8 apples")
     ('\\frac{1}{2}', '8')
@@ -1029,7 +1029,7 @@ def extract_answer(text: str) -> str | None:
     box = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if box >= 0:
         bare = _BARE_BOX.match(text, box)
-        text = text[max(0, box - 4_000):box + MAX_CHARS]
+        text = text[max(0, box - MAX_CHARS):box + 2 * MAX_CHARS]
         return _last_box(text) or _last_box(text.replace("\\}", "}")) or (bare and bare[1].rstrip(".,")) or None
     text = _BOLD.sub("", text[-2_000:])
     marked = text.rfind("####")
