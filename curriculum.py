@@ -345,33 +345,29 @@ def stream_rows(path: Path, settings: dict, total: int, work: Callable[[list[int
     from rollout import barrier
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    parts = [Path(p) for p in sorted(glob.glob(glob.escape(str(path)) + ".part*"))]
-    done, whole, own = {}, 0, Path(f"{path}.part{rank}")
-    for file in [path] if path.exists() else parts:
-        header, rows, size = read_rows(file)
+    done, sizes, own = {}, {}, Path(f"{path}.part{rank}")
+    for file in [path] if path.exists() else _parts(path):
+        header, rows, sizes[file] = read_rows(file)
         if header and (differs := differences(header["settings"], settings)):
             raise ValueError(f"{file} was made with other settings ({differs}); give another --out, or delete it")
-        if size < file.stat().st_size:
+        if sizes[file] < file.stat().st_size:
             say(f"{file}: its last line was cut off while it was written, and is made again")
         done |= {row["index"]: row for row in rows}
-        whole = size if file == own else whole
     if path.exists() and len(done) < total:
         raise ValueError(f"{path}: {len(done)} rows of {total}, it was cut short; delete it, or give another --out")
     barrier()  # all ranks have read before one of them writes
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        chunks = [range(first, min(first + chunk, total)) for first in range(0, total, chunk)]
-        mine = [c for c in chunks if not done.keys() >= set(c)][rank::world]
+        chunks = [list(range(first, min(first + chunk, total))) for first in range(0, total, chunk)]
+        mine = [indices for indices in chunks if not done.keys() >= set(indices)][rank::world]
         bar = tqdm(total=sum(map(len, mine)), desc=path.name, unit="question", disable=rank > 0)
-        with own.open("ab") as file, bar:
-            file.truncate(whole)
-            lines = [] if whole else [{"settings": settings}]
-            for indices in [[], *map(list, mine)]:
-                lines += [row for row in (work(indices) if indices else []) if row["index"] not in done]
-                file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-                file.flush()
+        with own.open("ab", buffering=0) as file, bar:
+            file.truncate(sizes.get(own, 0))
+            if not sizes.get(own):
+                _append(file, [{"settings": settings}])
+            for indices in mine:
+                _append(file, [row for row in work(indices) if row["index"] not in done])
                 bar.update(len(indices))
-                lines = []
         barrier()
         if rank == 0:
             _merge(path, settings, order)
@@ -379,15 +375,27 @@ def stream_rows(path: Path, settings: dict, total: int, work: Callable[[list[int
     return read_rows(path)[1]
 
 
+def _parts(path: Path) -> list[Path]:
+    return sorted(Path(part) for part in glob.glob(glob.escape(str(path)) + ".part*"))
+
+
+def _append(file, rows: list[dict]) -> None:
+    """Lines to an unbuffered file. Raises OSError that names it (disk full); half a line is dropped when it is read."""
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise OSError(f"{file.name}: {error.strerror}; make room, the same command goes on from here") from None
+
+
 def _merge(path: Path, settings: dict, order: Callable[[dict], object]) -> None:
     """All parts into one file, whole or not at all."""
-    parts = [Path(p) for p in glob.glob(glob.escape(str(path)) + ".part*")]
+    parts = _parts(path)
     rows = sorted((row for part in parts for row in read_rows(part)[1]), key=order)
     beside = Path(f"{path}.tmp")
-    with beside.open("w") as file:
-        for line in [{"settings": settings}, *rows]:
-            file.write(json.dumps(line) + "\n")
-        file.flush()
+    with beside.open("wb", buffering=0) as file:
+        _append(file, [{"settings": settings}, *rows])
         os.fsync(file.fileno())
     os.replace(beside, path)
     for part in parts:

@@ -365,6 +365,22 @@ def test_cut_anywhere_and_continued(tmp_path, capsys):
     assert "cut off" in capsys.readouterr().err
 
 
+def test_a_full_disk_loses_nothing(tmp_path, capsys):  # capsys: what is said goes to memory, not to a file
+    import resource
+
+    stream(tmp_path / "whole", Work())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250, before[1]))  # no file may grow beyond 250 bytes
+    try:
+        with pytest.raises(OSError, match="f.part0: .*make room"):
+            stream(tmp_path / "f", Work())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "f.part0").stat().st_size == 250 and not (tmp_path / "f").exists()
+    stream(tmp_path / "f", Work())
+    assert (tmp_path / "f").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_parts_of_other_ranks_are_used(tmp_path):
     header = {"settings": {"seed": 0, "model": "m"}}
     write(tmp_path / "f.part1", [header, *map(made, (3, 4, 5))])
