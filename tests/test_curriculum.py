@@ -209,6 +209,16 @@ def test_render_follows_the_tokenizer():
     assert render([], Letters()) == ([], [])
 
 
+def test_render_with_a_real_tokenizer():
+    from arithmetic import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    assert render([Question("0", "1+1=?", "2")], tokenizer) == (["1+1=?"], [0])
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}" \
+                              "{% if add_generation_prompt %}[assistant]{% endif %}"  # fmt: skip
+    assert render([Question("0", "1+1=?", "2")], tokenizer, "=")[0] == ["[user]1+1=?\n=[assistant]"]
+
+
 def test_long_prompts_are_dropped_and_counted(capsys):
     questions = [Question(str(i), "x" * n, "1") for i, n in enumerate((5, 11, 10, 12))]
     assert render(questions, Letters(), max_prompt_tokens=10) == (["x" * 5, "x" * 10], [0, 2])
