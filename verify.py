@@ -88,9 +88,9 @@ _SKIP = {"\\ ", "\\\n", "$", "~"} | {"\\" + name for name in (
 _UNITS = {name + ending: row.split()[0] for row in """m meter metre|cm centimeter centimetre|mm millimeter millimetre|nm
 km kilometer kilometre|in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
 ton tonne|s sec second|min minute|h hr hour|day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur
-euro|gbp|N newton|J joule|kJ|W watt|kW|V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole|mph
-kph|am|pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg|acre
-'""".replace("\n", "|").split("|") for name in row.split() for ending in ("", "s" * (len(name) > 1))}
+euro|gbp|N newton|J joule|kJ|W watt|kW|V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole
+mph|kph|am|pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg
+acre|'""".replace("\n", "|").split("|") for name in row.split() for ending in ("", "s" * (len(name) > 1))}
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3}
 _MULTIPLES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SHORT_WORDS = set("yes no odd all any red one two six ten may sun mon tue wed thu fri sat not nor none".split())
@@ -413,7 +413,7 @@ def _tokens(text: str) -> tuple[list[str], dict[int, int]]:
                 if token != _BRACKETS.get(opener) and not (opener in ("(", "[") and token in (")", "]")):
                     raise _Unreadable
                 partner[start] = len(tokens)
-            if token not in _SKIP and not (token == "." and texts):
+            if token not in _SKIP and token != ".":
                 tokens.append(token.removeprefix("\\quad") if token.startswith("\\quad") else token)
     if stack:
         raise _Unreadable
@@ -748,7 +748,7 @@ class _Reader:
         return value
 
     def symbol(self, name: str):
-        """A letter with subscript and primes. e and i alone are constants; f(...) is an unknown function."""
+        """A letter with subscript and primes. e and i alone are constants; f(...), and I(0), are unknown."""
         self.spend(6)
         bare = name
         while self.peek() in ("'", "_"):
@@ -766,7 +766,7 @@ class _Reader:
         if name in ("e", "i"):
             return _thread.mp.e if name == "e" else _thread.mp.mpc(0, 1)
         self.letters.add(name)
-        if bare in ("f", "g", "h", "F", "G") and self.peek() == "(":
+        if self.peek() == "(" and (bare in "fghFG" or self.peek(1)[0].isdigit() and self.peek(2) == ")"):  # I(0)
             inner = self.bracket()
             several = isinstance(inner, _Box) and inner.kind == "tuple"
             return _opaque(name + "(", *([value for value, _ in inner.data] if several else [inner]))

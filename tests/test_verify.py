@@ -131,6 +131,7 @@ DIFFERENT = [
     ("f(x)", "f(y)", "arguments"),
     ("v_0", "v_1", "subscripts"),
     ("f'", "f", "primes"),
+    (r"I(0)e^{-t}", "0", "a value at 0 is not a product with 0"),
     (r"\infty", r"-\infty", "infinities"),
     ("3+4i", "3-4i", "conjugates"),
     (r"\pi", "3.1415926535897932384626433832795", "many digits are not the number"),
@@ -304,9 +305,9 @@ def test_clusters_do_not_depend_on_order_and_each_has_one_reward():
 # Pieces of notation in random order: most is nonsense, some is nested nonsense that parses.
 PIECES = r"""0 1 2 10 1.5 1,234 x y n i e f( g \pi \infty + - * / ^ _ ( ) [ ] { } \{ \} | , ; : . ! ' \% \$ $ = < > \le
 \ne \approx \in \cup \cap \setminus \pm \mp \frac \frac{1}{2} \sqrt \sqrt[ \binom \sin \log_ \ln \tan \text{ cm and or
-is \\ & \left \begin{pmatrix} \end{pmatrix} \begin{vmatrix} \end{vmatrix} \begin{cases} \end{cases} \sum_{k=1}^ \int_0^ k
-\prod_{k=1}^{3} \lfloor \rfloor \langle \rangle ^\circ \overline{ \mathbb{R} \emptyset \pmod \choose \over ½ π ² √ \quad
-_5 \boxed{ {x} (1,2) [0,1) million percent \mid infty 9^{9^9} \{x|x>1\} f(x) 1:2 \text{east} 5\text{cm} A) \x""".split()
+is \\ & \left \begin{pmatrix} \end{pmatrix} \begin{vmatrix} \end{vmatrix} \begin{cases} \end{cases} \sum_{k=1}^ \int_0^
+k \prod_{k=1}^{3} \lfloor \rfloor \langle \rangle ^\circ \overline{ \mathbb{R} \emptyset \pmod \choose \over
+½ π ² √ \quad _5 \boxed{ {x} (1,2) [0,1) million percent \mid infty 9^{9^9} \{x|x>1\} f(x) 1:2 \text{east} 5\text{cm} A) \x""".split()
 NONSENSE = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.lists(
     st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=30)
 
@@ -324,7 +325,7 @@ def test_nothing_raises_and_keys_are_an_equivalence(a, b):
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-@given(st.fractions(max_denominator=10**6), st.sampled_from([r"\frac{%d}{%d}", "%d/%d", "x=(%d)/%d"]), st.integers(1, 50))
+@given(st.fractions(max_denominator=10**6), st.sampled_from([r"\frac{%d}{%d}", "x=(%d)/%d"]), st.integers(1, 50))
 def test_rationals_are_exact(x, form, k):
     n, d = x.as_integer_ratio()
     assert answer_key(form % (n * k, d * k)) == ("n", n, d)
