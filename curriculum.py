@@ -179,7 +179,9 @@ def _hub(source: str, split: str | None, config: str | None) -> Iterator[tuple[s
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{source}: no such file, and the hub does not give it: {_brief(error)} "
                          "(--split and --subset choose a part)") from None  # fmt: skip
-    return ((f"{source}, row {i}", row) for i, row in enumerate(table))
+    # whole batches from Arrow: row by row DAPO's 1.8 million take minutes, and a column of images would be decoded
+    rows = (row for batch in table.with_format("arrow").iter(4096) for row in batch.to_pylist())
+    return ((f"{source}, row {i}", row) for i, row in enumerate(rows, 1))
 
 
 def _brief(error: Exception) -> str:

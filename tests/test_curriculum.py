@@ -64,8 +64,8 @@ def as_folder(folder, monkeypatch):
 def as_hub_name(folder, monkeypatch):
     import datasets
 
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((args, kw)) or ROWS)
+    asked, table = [], datasets.Dataset.from_list(ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((args, kw)) or table)
     yield "someone/some-data.v1"
     assert asked == [(("someone/some-data.v1", None), {"split": "train"})]
 

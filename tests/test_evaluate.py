@@ -194,8 +194,8 @@ def test_benchmark_names_go_to_the_hub(monkeypatch):
     import datasets
 
     asked = []
-    row = {"problem": "1+1=?", "answer": "2"}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((*args, kw["split"])) or [row])
+    table = datasets.Dataset.from_list([{"problem": "1+1=?", "answer": "2"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((*args, kw["split"])) or table)
     args = evaluate.parse(["--benchmarks", ", ".join(evaluate.BENCHMARKS)])
     assert list(evaluate.load_benchmarks(args)) == ["aime24", "aime25", "amc23", "math500", "olympiadbench", "minerva"]
     assert asked == list(evaluate.BENCHMARKS.values())
