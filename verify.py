@@ -89,8 +89,8 @@ _UNITS = {name + ending: row.split()[0] for row in """m meter metre|cm centimete
 km kilometer kilometre|in inch inche|ft foot feet|yd yard|mi mile|g gram|kg kilogram|mg milligram|lb pound|oz ounce
 ton tonne|s sec second|min minute|h hr hour|day|week|month|yr year|deg degree|rad radian|%|usd dollar buck|cent|eur
 euro|gbp|N newton|J joule|kJ|W watt|kW|V volt|A amp ampere|Hz hertz|kHz|MHz|GHz|Pa pascal|kPa|atm|K kelvin|mol mole
-mph|kph|am|pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB|erg
-acre|'""".replace("\n", "|").split("|") for name in row.split() for ending in ("", "s" * (len(name) > 1))}
+mph|kph|am|pm|L liter litre|mL ml milliliter|gal gallon|qt quart|pt pint|cup|cal calorie|kcal|eV|keV|MeV|AU|pc|T|ohm|dB
+erg|acre|'""".replace("\n", "|").split("|") for name in row.split() for ending in ("", "s" * (len(name) > 1))}
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3}
 _MULTIPLES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SHORT_WORDS = set("yes no odd all any red one two six ten may sun mon tue wed thu fri sat not nor none".split())

@@ -303,11 +303,12 @@ def test_clusters_do_not_depend_on_order_and_each_has_one_reward():
 
 
 # Pieces of notation in random order: most is nonsense, some is nested nonsense that parses.
-PIECES = r"""0 1 2 10 1.5 1,234 x y n i e f( g \pi \infty + - * / ^ _ ( ) [ ] { } \{ \} | , ; : . ! ' \% \$ $ = < > \le
-\ne \approx \in \cup \cap \setminus \pm \mp \frac \frac{1}{2} \sqrt \sqrt[ \binom \sin \log_ \ln \tan \text{ cm and or
-is \\ & \left \begin{pmatrix} \end{pmatrix} \begin{vmatrix} \end{vmatrix} \begin{cases} \end{cases} \sum_{k=1}^ \int_0^
-k \prod_{k=1}^{3} \lfloor \rfloor \langle \rangle ^\circ \overline{ \mathbb{R} \emptyset \pmod \choose \over
-½ π ² √ \quad _5 \boxed{ {x} (1,2) [0,1) million percent \mid infty 9^{9^9} \{x|x>1\} f(x) 1:2 \text{east} 5\text{cm} A) \x""".split()
+PIECES = r"""0 1 2 10 1.5 1,234 x y n i e f( g \pi \infty + - * / ^ _ ( ) [ ] { } \{ \} | , ; : . ! ' \% \$ $
+= < > \le \ne \approx \in \cup \cap \setminus \pm \mp \frac \frac{1}{2} \sqrt \sqrt[ \binom \sin \log_ \ln
+\tan \text{ cm and or is \\ & \left \begin{pmatrix} \end{pmatrix} \begin{vmatrix} \end{vmatrix} \begin{cases}
+\end{cases} \sum_{k=1}^ \int_0^ k \prod_{k=1}^{3} \lfloor \rfloor \langle \rangle ^\circ \overline{ \mathbb{R}
+\emptyset \pmod \choose \over ½ π ² √ \quad _5 \boxed{ {x} (1,2) [0,1) million percent \mid infty 9^{9^9}
+\{x|x>1\} f(x) 1:2 \text{east} 5\text{cm} A) \x""".split()
 NONSENSE = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.lists(
     st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=30)
 
