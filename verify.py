@@ -997,7 +997,7 @@ def cluster_answers(answers: list[str | None]) -> list[int]:
 # ------------------------------------------------------------------ from a response to its answer
 _BOX = re.compile(r"(\\{1,2}+(?:boxed|fbox)\s{0,3}+\{)|\\.|[{}]", re.S)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}+([^\s{}$]{1,100}+)")
-_BETWEEN = re.compile(r"(?:[ \t,;$&~]|\\q?quad|\\[,;! ]|and\b|or\b|" + _TEXT + r"[^{}]{0,40}+\})*+")
+_BETWEEN = re.compile(r"(?:[ \t,;$&~+|/]|\\q?quad|\\[,;! ]|and\b|or\b|" + _TEXT + r"[^{}]{0,40}+\})*+")
 _PHRASE = re.compile(r"(?:answer\**\s{0,3}+(?:is|are|=)|^[\s*#]{0,9}+(?:the )?(?:final )?answer\**\s{0,3}+[:：]|"
                      r"答案(?:是|为|：|:))[\s:*]{0,9}+", re.I | re.M)
 _STOP = re.compile(r"\.\s++[A-Z]|\.\s*+$|\n")
@@ -1042,7 +1042,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def _last_box(text: str) -> str | None:
-    """The last balanced box; boxes with no more than "and" or a comma between them are one answer in parts."""
+    """The last balanced box; boxes with no more than "and" or a sign between them are one answer in parts."""
     stack, boxes = [], []
     for token in _BOX.finditer(text):
         if token[1] or token[0] == "{":
