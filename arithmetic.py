@@ -3,15 +3,15 @@ r"""The embedded default: a small arithmetic task and a base model that is unsur
     python arithmetic.py    builds both on first use (about a minute), prints where they are and a few questions
 
 What comes out is an ordinary Hugging Face model folder and two ordinary questions files; no other script knows that
-they are special. A question is a sum of 2 to 8 digits, sometimes divided by 2 or 4:
+they are special. A question is a sum of 2 to 7 digits, sometimes divided by 2 or 4:
 
-    (7+5+3+8)/4=?    gold 23/4
+    (6+5+3+4)/4=?    gold 9/2
 
 The base has been taught, by plain supervised learning on generated solutions, two habits in a mix that does *not*
 depend on the question:
 
-    at once    \boxed{15/4}                         reads the first three digits only: short, right on easy questions
-    working    7+5=12+3=15+8=23 \boxed{5.75}        a step for each digit: rarer, long, sometimes stops too early
+    at once    \boxed{14/4}                         reads the first three digits only: short, right on easy questions
+    working    6+5=11+3=14+4=18 \boxed{4.5}         a step for each digit: long, often slips, sometimes stops early
 
 Each computed value is a slip with some probability, so on easy questions working pays *less* than answering at once
 until RL has removed the slips; on hard questions nothing else pays at all. A worked answer is written unreduced, in
@@ -45,12 +45,13 @@ class Settings:
     seed: int = 0
     train_questions: int = 3000
     heldout_questions: int = 384
-    levels: tuple[float, ...] = (2, 3, 1.5, 1.5, 1, 1, 1)  # weights of 2, 3, ... digits
-    largest: int = 50  # of the sums: fewer facts to learn
-    at_once: float = 0.6  # share of solutions that answer at once; the others work it out
+    levels: tuple[float, ...] = (2, 3, 1.5, 1.5, 1, 1)  # weights of 2, 3, ... digits
+    largest_digit: int = 6  # fewer facts to learn, so that the warm-up reaches the same place from any seed
+    at_once: float = 0.5  # share of solutions that answer at once; the others work it out
     stop: float = 0.08  # probability, at each step of the working, to stop too early
-    slip: float = 0.1  # probability that a computed value is off by one or two
-    warm_levels: tuple[float, ...] = (3, 3, 2, 2, 1, 1, 1)  # in supervised learning: short sums teach most per second
+    slip: float = 0.2  # probability that a computed value of the working is off by one or two
+    slip_at_once: float = 0.05  # the same of an answer given at once
+    warm_levels: tuple[float, ...] = (3, 3, 2, 2, 2, 2)  # in supervised learning: short sums teach most per second
     hidden: int = 72
     layers: int = 3
     heads: int = 4
@@ -60,12 +61,10 @@ class Settings:
 
 
 # ---------------------------------------------------------------------------------------------- questions
-def make_question(length: int, largest: int, rng: random.Random) -> tuple[list[int], int]:
-    """`length` digits from 1 to 9 with a sum of at most `largest`, and a divisor."""
-    while True:
-        digits = [rng.randint(1, 9) for _ in range(length)]
-        if sum(digits) <= largest:
-            return digits, rng.choice((1, 2, 4))
+def make_question(weights: tuple[float, ...], settings: Settings, rng: random.Random) -> tuple[list[int], int]:
+    """2, 3, ... digits with these weights, from 1 to settings.largest_digit, and a divisor."""
+    length = rng.choices(range(2, 2 + len(weights)), weights)[0]
+    return [rng.randint(1, settings.largest_digit) for _ in range(length)], rng.choice((1, 2, 4))
 
 
 def question_text(digits: list[int], divisor: int) -> str:
@@ -81,10 +80,9 @@ def question_text(digits: list[int], divisor: int) -> str:
 def make_questions(settings: Settings) -> list[tuple[list[int], int]]:
     """Distinct questions, training ones first, then held-out ones; levels in the proportions of `settings.levels`."""
     rng = random.Random(settings.seed)
-    lengths = range(2, 2 + len(settings.levels))
     seen: dict[str, tuple[list[int], int]] = {}
     while len(seen) < settings.train_questions + settings.heldout_questions:
-        digits, divisor = make_question(rng.choices(lengths, settings.levels)[0], settings.largest, rng)
+        digits, divisor = make_question(settings.levels, settings, rng)
         seen.setdefault(question_text(digits, divisor), (digits, divisor))
     questions = list(seen.values())
     rng.shuffle(questions)  # short questions repeat and are dropped ever more often: unshuffled, held-out were harder
@@ -118,23 +116,23 @@ def write_answer(total: int, divisor: int, form: str) -> str:
 def solve(digits: list[int], divisor: int, at_once: bool, settings: Settings, rng: random.Random) -> str:
     r"""One solution with its slips: what the base is taught to imitate. `at_once` is blind beyond the third digit.
 
-    >>> solve([7, 5, 3, 8], 4, True, Settings(slip=0.0), random.Random(0))
+    >>> solve([7, 5, 3, 8], 4, True, Settings(slip_at_once=0.0), random.Random(0))
     '\\boxed{15/4}'
     >>> solve([7, 5, 3, 8], 1, False, Settings(slip=0.0, stop=0.0), random.Random(0))
     '7+5=12+3=15+8=23 \\boxed{23}'
     """
 
-    def computed(value: int) -> int:
-        return max(0, value + rng.choice((-2, -1, 1, 2))) if rng.random() < settings.slip else value
+    def computed(value: int, slip: float) -> int:
+        return max(0, value + rng.choice((-2, -1, 1, 2))) if rng.random() < slip else value
 
     if at_once:
-        return f"{BOX}{write_answer(computed(sum(digits[:3])), divisor, 'unreduced')}}}"
+        return f"{BOX}{write_answer(computed(sum(digits[:3]), settings.slip_at_once), divisor, 'unreduced')}}}"
     total = digits[0]
     text = str(total)
     for i, digit in enumerate(digits[1:]):
         if i and rng.random() < settings.stop:
             break
-        total = computed(total + digit)
+        total = computed(total + digit, settings.slip)
         text += f"+{digit}={total}"
     return f"{text} {BOX}{write_answer(total, divisor, rng.choice(FORMS))}}}"
 
@@ -184,11 +182,10 @@ def solution_batches(settings: Settings, tokenizer, heldout: set[str]) -> Iterat
     import torch
 
     rng = random.Random(settings.seed + 1)
-    lengths = range(2, 2 + len(settings.warm_levels))
     while True:
         pairs = []
         while len(pairs) < 16 * settings.batch:
-            digits, divisor = make_question(rng.choices(lengths, settings.warm_levels)[0], settings.largest, rng)
+            digits, divisor = make_question(settings.warm_levels, settings, rng)
             if (question := question_text(digits, divisor)) not in heldout:
                 pairs.append((question, make_solution(digits, divisor, settings, rng) + END))
         prompts = tokenizer([question for question, _ in pairs])["input_ids"]

@@ -79,7 +79,7 @@ class Config:
     curriculum: str | None = None  # a curriculum.jsonl made before; none: made when stages > 1
     out: str | None = None  # run folder; none: runs/METHOD, with the seed when it is not 0
     seed: int = 0  # every random choice is a function of (seed, step, question)
-    steps: int = 200  # rollout batches
+    steps: int = 150  # rollout batches
 
     stages: int | None = None  # curriculum stages, low to high semantic entropy; none: 4 for SENT, else 1 (shuffled)
     reverse: bool = False  # stages from high to low semantic entropy: a control
@@ -119,7 +119,7 @@ class Config:
     cov_high: float | None = None  # clip_cov
     kl_old_coef: float | None = None  # kl_cov, sent_release
 
-    eval_every: int = 50  # steps between held-out evaluations (avg@16, pass@16); 0: only at start and end
+    eval_every: int = 30  # steps between held-out evaluations (avg@16, pass@16); 0: only at start and end
     eval_samples: int = 64  # answers per held-out question at start and end; 0: no evaluation at all
     log_every: int = 10  # steps between printed lines
     checkpoint_every: int = 50  # steps between checkpoints
@@ -202,8 +202,8 @@ def check(config: Config, resume: bool) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     least = {"steps": 1, "group_size": 2, "minibatches": 1, "epochs": 1, "questions_per_step": 1, "max_new_tokens": 1,
              "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "stages": 1,
-             "keep_checkpoints": 1, "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0, "warmup_steps": 0, "seed": 0,
-             "lr": 0, "weight_decay": 0, "temperature": 1e-6, "max_grad_norm": 1e-12}  # fmt: skip
+             "keep_checkpoints": 1, "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0,
+             "warmup_steps": 0, "seed": 0, "lr": 0, "weight_decay": 0, "temperature": 1e-6, "max_grad_norm": 1e-12}  # fmt: skip
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and not low <= value < math.inf:
@@ -507,7 +507,7 @@ def troubles(metrics: list[dict], config: Config) -> dict[str, str]:
     return {name: text for name, (holds, text) in found.items() if holds}
 
 
-def sample_rows(run: Run, batch: Batch, step: int, rows: int = 32) -> Iterator[dict]:
+def sample_rows(run: Run, batch: Batch, step: int, rows: int) -> Iterator[dict]:
     """The first answers of this rank with what happened to each token: for the pictures, and to read."""
     covariance = token_covariance(batch.everything["old"], batch.everything["advantages"], batch.everything["mask"])
     r, g = batch.rollout, run.config.group_size
@@ -792,7 +792,7 @@ def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     if step == 0 and c.device != "cuda" and m["logprob_gap"] > 1e-3:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
     evaluating = c.eval_every > 0 and (step + 1) % c.eval_every == 0
-    rows = list(sample_rows(run, batch, step)) if step == 0 or evaluating else []
+    rows = list(sample_rows(run, batch, step, 128 if step == 0 else 32)) if step == 0 or evaluating else []
     updating = time.perf_counter()
     with stopping_on_bad_numbers(run, step, batch):
         m |= update(run, batch, step) | batch.seconds

@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-RUNS, KEPT = ROOT / "runs" / "compare", ROOT / "results" / "arithmetic" / "runs"
+RUNS, RESULTS = Path("runs/compare"), Path("results/arithmetic")  # below ROOT, where everything is started
+KEPT, CURRICULUM = RESULTS / "runs", RESULTS / "curriculum.jsonl"
 KEEP = ("step", "stage", "lr", "reward", "pass_at_g", "entropy", "entropy_fork", "entropy_other", "groups_all_right",
         "groups_all_wrong", "truncated", "kl_ref", "clip_fraction", "share_low", "share_high", "cov_mean", "grad_norm",
         "seconds", "eval_avg_at_16", "eval_avg_at_16_se", "eval_pass_at_16", "eval_pass_at_16_se")  # fmt: skip
 
+# sent and its ablations take the four stages that are SENT's default; see flags_of
 PUBLISHED = ("grpo", "clip_higher", "entropy_bonus", "entropy_advantage", "forking_tokens", "clip_cov", "kl_cov",
              "high_entropy_kl", "sent", "sent_release")  # fmt: skip
 # One main strength per method, over the same small grid of factors around its published value.
@@ -33,6 +34,7 @@ STRENGTH = {"clip_higher": ("clip_high", 0.28), "entropy_bonus": ("entropy_coef"
             "kl_cov": ("kl_old_coef", 1.0), "high_entropy_kl": ("beta_low", 0.02), "sent": ("beta_low", 0.02),
             "sent_release": ("kl_old_coef", 0.1)}  # fmt: skip
 FACTORS = (0.2, 5.0)
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def flags_of(name: str) -> list[str]:
@@ -75,20 +77,19 @@ def keep(run: Path, kept: Path) -> None:
         shutil.copyfile(run / name, kept / name)
 
 
-def run_one(name: str, seed: int, more: list[str], curriculum: Path) -> str:
+def run_one(name: str, seed: int, more: list[str]) -> str:
     """One training run to its end, going on from its last checkpoint if there is one; returns a line to print."""
     folder, kept = RUNS / f"{name}-seed{seed}", KEPT / f"{name}-seed{seed}"
     if (kept / "evaluation.json").exists():
         return f"{name} seed {seed}: kept already"
-    command = [sys.executable, str(ROOT / "train.py")]
+    command = [sys.executable, "train.py"]
     if (folder / "config.json").exists():
         command += ["--resume", str(folder)]
     else:
-        command += [*flags_of(name), "--seed", str(seed), "--out", str(folder), "--curriculum", str(curriculum),
-                    "--no-figures", *more]  # fmt: skip
+        command += [*flags_of(name), "--seed", str(seed), "--out", str(folder), "--no-figures", *more]
+        command += ["--curriculum", str(CURRICULUM)]
     began = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
     if done.returncode:
         return f"{name} seed {seed}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
     keep(folder, kept)
@@ -116,7 +117,7 @@ def table() -> str:
         runs = [numbers(p) for p in sorted(KEPT.glob(f"{name}-seed*")) if (p / "evaluation.json").exists()]
         if runs:
             rows[name] = runs
-    lines = ["| setting | seeds | final entropy (nats) | entropy kept | avg@16 | pass@16 | pass@64 | lost questions | s |",
+    lines = ["| setting | seeds | final entropy (nats) | entropy kept | avg@16 | pass@16 | pass@64 | lost | s |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, runs in rows.items():
         cells = []
@@ -138,14 +139,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="settings to run: " + ", ".join(names()))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time [number of cores]")
     options, more = parser.parse_known_args()  # the rest goes to train.py
+    os.chdir(ROOT)
     if not options.table:
-        from curriculum_of_base import curriculum
-
-        path = curriculum()
-        wanted = [(name, seed) for seed in options.seeds for name in options.only or names()]
+        # one order of questions for every run that uses one, from the base that all runs start from
+        make = [sys.executable, "curriculum.py", "--max-new-tokens", "64", "--out", str(CURRICULUM)]
+        subprocess.run(make, env=ONE_THREAD, check=True)
+        wanted = [(name, seed) for name in options.only or names() for seed in options.seeds]
         with ThreadPoolExecutor(options.jobs) as pool:  # threads only wait for processes
-            for line in pool.map(lambda pair: run_one(*pair, more, path), wanted):
+            for line in pool.map(lambda pair: run_one(*pair, more), wanted):
                 print(line, flush=True)
+    (RESULTS / "table.md").write_text(table() + "\n")
     print(table())
 
 

@@ -26,7 +26,7 @@ def base(tmp_path_factory):
     """Model folder, questions and held-out questions: the embedded task, built small."""
     from arithmetic import Settings, ensure
 
-    easy = dict(levels=(1,), warm_levels=(1,), largest=9)  # two digits: right a third of the time after four seconds
+    easy = dict(levels=(1,), warm_levels=(1,), largest_digit=4)  # two digits: right a third of the time after four seconds
     settings = Settings(train_questions=24, heldout_questions=6, hidden=32, layers=1, heads=2, steps=300, **easy)
     return ensure(tmp_path_factory.mktemp("cache"), settings=settings, quiet=True)
 
