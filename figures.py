@@ -426,7 +426,7 @@ def tokens(groups: list[Group]):
     for ax, g in zip(axes.flat, groups, strict=False):
         samples = g.runs[0].samples
         step = next((s["step"] for s in samples if any(s["covariance"])), samples[0]["step"])  # a batch that teaches
-        batch = [s for s in samples if s["step"] == step]
+        batch = [s for s in samples if s["step"] == step and not s.get("probe")]
         points = [(name, h, cov) for s, names in zip(batch, treatments(batch), strict=True)
                   for name, h, cov in zip(names, s["entropy"], s["covariance"], strict=True)]  # fmt: skip
         for treated, (color, marker, size) in TREATED.items():

@@ -507,26 +507,53 @@ def troubles(metrics: list[dict], config: Config) -> dict[str, str]:
     return {name: text for name, (holds, text) in found.items() if holds}
 
 
-def sample_rows(run: Run, batch: Batch, step: int, rows: int) -> Iterator[dict]:
-    """The first answers of this rank with what happened to each token: for the pictures, and to read."""
-    covariance = token_covariance(batch.everything["old"], batch.everything["advantages"], batch.everything["mask"])
-    r, g = batch.rollout, run.config.group_size
-    own = batch.everything["mask"].shape[0] // run.world // run.config.minibatches  # rank 0's rows of minibatch 0
-    forks = fork_mask(run, r)
-    for i in range(min(rows, own)):
-        n = int(r.mask[i].sum())
-        question = run.questions[batch.questions[i // g]]
-        values = {
-            "entropy": batch.everything["entropy"][i], "logprob": batch.old_logprobs[i], "covariance": covariance[i],
-            "kl_weight": batch.treatment.kl_weight[i], "pg_weight": batch.treatment.pg_weight[i],
-        }  # fmt: skip
+def token_rows(run: Run, step: int, rollout, prompts: list[tuple[str, str]], values: dict[str, Tensor], more: dict,
+               n: int) -> Iterator[dict]:  # fmt: skip
+    """The first n answers with what happened to each token, for samples.jsonl: pictures, and reading.
+
+    prompts: (id, prompt) of each row; values: [B, T] by name; more: what is the same for a whole row, [B] by name.
+    """
+    forks = fork_mask(run, rollout)
+    for i in range(min(n, len(prompts))):
+        length = int(rollout.mask[i].sum())
         yield {
-            "step": step, "id": question.id, "prompt": run.prompts[batch.questions[i // g]], "response": r.texts[i],
-            "reward": batch.everything["reward"][i].item(), "advantage": batch.everything["advantages"][i, 0].item(),
-            "tokens": [run.tokenizer.decode([t]) for t in r.tokens[i, :n].tolist()],
-            **{name: [round(x, 5) for x in value[:n].tolist()] for name, value in values.items()},
-            "fork": forks[i, :n].tolist() if run.fork_after else None,
+            "step": step, "id": prompts[i][0], "prompt": prompts[i][1], "response": rollout.texts[i],
+            **{name: float(value[i]) for name, value in more.items()},
+            "tokens": [run.tokenizer.decode([t]) for t in rollout.tokens[i, :length].tolist()],
+            **{name: [round(x, 5) for x in value[i, :length].tolist()] for name, value in values.items()},
+            "fork": forks[i, :length].tolist() if run.fork_after else None,
         }  # fmt: skip
+
+
+def batch_rows(run: Run, batch: Batch, step: int) -> Iterator[dict]:
+    """Rows of the step's own batch, the first minibatch of rank 0; more of them at the start, for the scatter picture."""
+    e, g = batch.everything, run.config.group_size
+    own = len(e["mask"]) // run.world // run.config.minibatches
+    prompts = [(run.questions[q].id, run.prompts[q]) for q in batch.questions for _ in range(g)][:own]
+    values = {"entropy": e["entropy"], "logprob": e["old"],
+              "covariance": token_covariance(e["old"], e["advantages"], e["mask"]),
+              "kl_weight": batch.whole.kl_weight, "pg_weight": batch.whole.pg_weight}  # fmt: skip
+    more = {"reward": e["reward"], "advantage": e["advantages"][:, 0]}
+    return token_rows(run, step, batch.rollout, prompts, values, more, 128 if step == 0 else 32)
+
+
+def probe_rows(run: Run, step: int) -> Iterator[dict]:
+    """Answers to one and the same question each time: how it looks before, during and after a collapse."""
+    import torch
+
+    from rollout import gathered, position_seed, sample, score
+
+    c = run.config
+    question, prompt = (run.heldout or run.questions)[0], (run.heldout_prompts or run.prompts)[0]
+    with torch.no_grad(), gathered(run.model):
+        rollout = sample(run.model, run.tokenizer, [prompt], 8, c.max_new_tokens, c.temperature,
+                         position_seed(c.seed, step, -1))  # fmt: skip
+    with torch.no_grad():
+        logprobs, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=run.budget)
+    none = logprobs * 0
+    values = {"entropy": entropy, "logprob": logprobs, "covariance": none, "kl_weight": none, "pg_weight": none + 1}
+    more = {"reward": [grade(text, question.gold)[0] for text in rollout.texts], "probe": [1] * 8}
+    return token_rows(run, step, rollout, [(question.id, prompt)] * 8, values, more, 8)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -792,7 +819,7 @@ def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     if step == 0 and c.device != "cuda" and m["logprob_gap"] > 1e-3:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
     evaluating = c.eval_every > 0 and (step + 1) % c.eval_every == 0
-    rows = list(sample_rows(run, batch, step, 128 if step == 0 else 32)) if step == 0 or evaluating else []
+    rows = [*batch_rows(run, batch, step), *probe_rows(run, step)] if step == 0 or evaluating else []
     updating = time.perf_counter()
     with stopping_on_bad_numbers(run, step, batch):
         m |= update(run, batch, step) | batch.seconds
