@@ -94,7 +94,8 @@ def test_every_solution_has_the_format_and_works_along_the_question():
 def test_slips_and_stops_happen_as_often_as_the_settings_say():
     rng = random.Random(0)
     digits = [1] * 8
-    slipped = [solve(digits, 1, True, dataclasses.replace(EXACT, slip_at_once=0.3), rng) != "\\boxed{3}" for _ in range(2000)]
+    slippery = dataclasses.replace(EXACT, slip_at_once=0.3)
+    slipped = [solve(digits, 1, True, slippery, rng) != "\\boxed{3}" for _ in range(2000)]
     assert abs(sum(slipped) / 2000 - 0.3) < 0.04
     texts = [solve(digits, 1, False, dataclasses.replace(EXACT, stop=0.1), rng) for _ in range(2000)]
     assert abs(sum("{8}" in text for text in texts) / 2000 - 0.9**6) < 0.04  # at least one sum, then six chances
