@@ -203,7 +203,8 @@ def check(config: Config, resume: bool) -> None:
     least = {"steps": 1, "group_size": 2, "minibatches": 1, "epochs": 1, "questions_per_step": 1, "max_new_tokens": 1,
              "max_prompt_tokens": 1, "curriculum_samples": 2, "tokens_per_micro_batch": 1, "stages": 1,
              "keep_checkpoints": 1, "log_every": 1, "checkpoint_every": 1, "eval_every": 0, "eval_samples": 0,
-             "warmup_steps": 0, "seed": 0, "lr": 0, "weight_decay": 0, "temperature": 1e-6, "max_grad_norm": 1e-12}  # fmt: skip
+             "warmup_steps": 0, "seed": 0, "lr": 0, "weight_decay": 0, "temperature": 1e-6,
+             "max_grad_norm": 1e-12}  # fmt: skip
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and not low <= value < math.inf:
@@ -526,7 +527,7 @@ def token_rows(run: Run, step: int, rollout, prompts: list[tuple[str, str]], val
 
 
 def batch_rows(run: Run, batch: Batch, step: int) -> Iterator[dict]:
-    """Rows of the step's own batch, the first minibatch of rank 0; more of them at the start, for the scatter picture."""
+    """Rows of the step's own batch, the first minibatch of rank 0; more of them at the start, for the scatter."""
     e, g = batch.everything, run.config.group_size
     own = len(e["mask"]) // run.world // run.config.minibatches
     prompts = [(run.questions[q].id, run.prompts[q]) for q in batch.questions for _ in range(g)][:own]
@@ -712,7 +713,8 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
         model.gradient_checkpointing_enable()
     model = shard(model)
     needs_reference = config.log_kl or reads_reference(config)
-    reference = shard(load_model(model_path, device, torch.float32, config.attention)) if needs_reference else None
+    frozen = torch.bfloat16 if device.type == "cuda" else torch.float32  # never updated: no fp32 masters
+    reference = shard(load_model(model_path, device, frozen, config.attention)) if needs_reference else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     folder = Path(config.out)
     run = Run(config, folder, rank, world, device, tokenizer, model, reference, optimizer, prompts, questions,

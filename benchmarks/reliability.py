@@ -1,7 +1,7 @@
-"""The long versions of promises that CI tests in short form; results/reliability.md holds the last outcome.
+"""The long versions of promises that CI tests in short form; results/reliability.md: last outcome.
 
     python benchmarks/reliability.py kills  [N]    kill -9 at N random moments, resume, compare with the unkilled run
-    python benchmarks/reliability.py soak   [N]    N steps of a very small setting: memory, handles, processes, step time
+    python benchmarks/reliability.py soak   [N]    N steps of a very small setting: memory, open files, step time
     python benchmarks/reliability.py bombs  [N]    a batch of N hostile answers through the grader
 """
 

@@ -8,10 +8,10 @@ import json
 import shutil
 from pathlib import Path
 
-import evaluate
 import pytest
 
 import curriculum
+import evaluate
 import figures
 import train
 

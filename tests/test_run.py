@@ -26,7 +26,7 @@ def base(tmp_path_factory):
     """Model folder, questions and held-out questions: the embedded task, built small."""
     from arithmetic import Settings, ensure
 
-    easy = dict(levels=(1,), warm_levels=(1,), largest_digit=4)  # two digits: right a third of the time after four seconds
+    easy = dict(levels=(1,), warm_levels=(1,), largest_digit=4)  # right a third of the time after four seconds
     settings = Settings(train_questions=24, heldout_questions=6, hidden=32, layers=1, heads=2, steps=300, **easy)
     return ensure(tmp_path_factory.mktemp("cache"), settings=settings, quiet=True)
 
@@ -137,7 +137,8 @@ def first_gradient(base, out, monkeypatch, *more):
 def test_micro_batches_change_nothing(base, tmp_path, monkeypatch, budget):
     """A memory knob: the same tokens are treated and the gradient is the same, whatever fits at a time."""
     whole, treated = first_gradient(base, tmp_path / "a", monkeypatch)
-    pieces, treated_in_pieces = first_gradient(base, tmp_path / "b", monkeypatch, "--tokens-per-micro-batch", str(budget))
+    flag = "--tokens-per-micro-batch"
+    pieces, treated_in_pieces = first_gradient(base, tmp_path / "b", monkeypatch, flag, str(budget))
     assert whole.norm() > 0.01 and treated_in_pieces == pytest.approx(treated, abs=1e-6)
     assert (whole - pieces).norm() < 1e-5 * whole.norm()
 
@@ -225,7 +226,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(base, whole, tmp_path, 
 def test_questions_the_base_cannot_read_are_said_to_teach_nothing(base, tmp_path, capsys):
     """GSM8K's format on the arithmetic model: runs, reward 0, and says in words why that cannot learn."""
     questions = tmp_path / "words.jsonl"
-    rows = [{"question": f"Ann has {i} sacks & bags. How many?", "answer": f"{i}+{i}\n#### {2 * i}00"} for i in range(9)]
+    rows = [{"question": f"Ann has {i} sacks. How many?", "answer": f"{i}+{i}\n#### {2 * i}00"} for i in range(9)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(base[0]), "--questions", str(questions), "--out", str(tmp_path / "run"), *SMALL]
     assert train.main([*command, "--steps", "2", "--method", "grpo", "--stages", "1"]) == 0
