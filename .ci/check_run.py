@@ -1,4 +1,4 @@
-"""What a finished run folder must hold: `python tests/check_run.py runs/x STEPS`, for .ci/run."""
+"""What a finished run folder must hold: `python .ci/check_run.py runs/x STEPS`, for .ci/run."""
 
 import json
 import math
