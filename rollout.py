@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.cache_utils import DynamicLayer
 
-TILE = 8192  # vocabulary entries that the head holds at a time
+TILE = 4096  # vocabulary entries that the head holds at a time
 
 
 @dataclass
@@ -395,14 +395,16 @@ class _TiledHead(torch.autograd.Function):
             top = new
         lse, entropy = top + s.log(), s.log() - u / s
         ctx.save_for_backward(hidden, weight, tokens, lse, entropy)
-        ctx.constants = temperature, cap, with_entropy
+        ctx.constants = temperature, cap
+        ctx.set_materialize_grads(False)  # None, not zeros, where no gradient comes: a pass less
         return chosen - lse, entropy if with_entropy else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_logp, g_entropy):
         hidden, weight, tokens, lse, entropy = ctx.saved_tensors
-        temperature, cap, with_entropy = ctx.constants
+        temperature, cap = ctx.constants
+        g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
         g_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         g_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(weight), TILE):
@@ -411,8 +413,10 @@ class _TiledHead(torch.autograd.Function):
             slope = 1 / temperature if cap is None else (1 - (logp * (temperature / cap)) ** 2) / temperature
             logp -= lse[:, None]
             g = logp.exp()
-            g *= logp.add_(entropy[:, None]).mul_(g_entropy[:, None]).add_(g_logp[:, None]) if with_entropy else (
-                g_logp[:, None])  # fmt: skip
+            if g_entropy is None:
+                g *= g_logp[:, None]
+            else:
+                g *= logp.add_(entropy[:, None]).mul_(g_entropy[:, None]).add_(g_logp[:, None])
             inside = ((tokens >= start) & (tokens < start + TILE)).nonzero()[:, 0]
             g[inside, tokens[inside] - start] -= g_logp[inside]
             g = g.mul_(slope).neg_().to(hidden.dtype)  # the gradient of the raw logits
