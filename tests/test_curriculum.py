@@ -499,8 +499,14 @@ def test_killed_then_continued_by_two_processes(model_folder, tmp_path):
     survived = part.read_bytes().count(b"\n") - 1
     assert 3 <= survived < 40 and not out.exists()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*torchrun, str(ROOT / "curriculum.py"), *flags, "--out", str(out)], capture_output=True,
-                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:  # not a pipe: workers that hang would hold it open, and the test with it
+        two = subprocess.Popen([*torchrun, str(ROOT / "curriculum.py"), *flags, "--out", str(out)], stdout=file,
+                               stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)  # fmt: skip
+    try:
+        assert two.wait(timeout=120) == 0, said.read_text()
+    finally:
+        if two.poll() is None:
+            os.killpg(two.pid, signal.SIGKILL)
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert done.stdout.count("wrote") == 1 and not list(tmp_path.glob("*.part*"))
+    assert said.read_text().count("wrote") == 1 and not list(tmp_path.glob("*.part*"))
