@@ -61,8 +61,8 @@ def flags_of(name: str) -> list[str]:
 def names() -> list[str]:
     """All settings, the most wanted first, so that a sitting cut short leaves the main table."""
     tuned = [f"{m}@{f:g}" for m in PUBLISHED if m in STRENGTH for f in FACTORS]
-    return ["grpo", "sent", "sent-kl", "sent-curriculum", *[m for m in PUBLISHED if m not in ("grpo", "sent")],
-            "sent-stages2", "sent-reverse", *tuned]  # fmt: skip
+    first = ["grpo", "sent", "sent-kl", "sent-curriculum"]
+    return [*first, *[m for m in PUBLISHED if m not in first], "sent-stages2", "sent-reverse", *tuned]
 
 
 def keep(run: Path, kept: Path) -> None:
