@@ -501,8 +501,9 @@ def test_killed_then_continued_by_two_processes(model_folder, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     said = tmp_path / "said.txt"
     with said.open("w") as file:  # not a pipe: workers that hang would hold it open, and the test with it
-        two = subprocess.Popen([*torchrun, str(ROOT / "curriculum.py"), *flags, "--out", str(out)], stdout=file,
-                               stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)  # fmt: skip
+        command = [*torchrun, str(ROOT / "curriculum.py"), *flags, "--out", str(out)]
+        two = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
     try:
         assert two.wait(timeout=120) == 0, said.read_text()
     finally:
