@@ -73,7 +73,9 @@ def keep(run: Path, kept: Path) -> None:
             m = json.loads(line)
             short = {k: float(f"{m[k]:.6g}") if isinstance(m[k], float) else m[k] for k in KEEP if k in m}
             out.write(json.dumps(short) + "\n")
-    for name in ("config.json", "evaluation.json"):
+    # answers token by token only once for the two that the pictures show: they are most of a run's bytes
+    tokens = ["samples.jsonl"] if kept.name in ("grpo-seed0", "sent-seed0") else []
+    for name in ["config.json", "evaluation.json", *tokens]:
         shutil.copyfile(run / name, kept / name)
 
 
@@ -132,6 +134,18 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def pictures() -> None:
+    """GRPO against SENT into results/arithmetic/, all methods into its methods/, tokens of one run of each."""
+    sys.path.insert(0, str(ROOT))
+    from figures import draw
+
+    def kept(*wanted: str) -> list[Path]:
+        return [p for name in wanted for p in sorted(KEPT.glob(f"{name}-seed*")) if (p / "evaluation.json").exists()]
+
+    draw(kept("grpo", "sent"), RESULTS)
+    draw(kept(*PUBLISHED), RESULTS / "methods")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only redraw table and figures from the stored metrics")
@@ -149,6 +163,7 @@ def main() -> None:
             for line in pool.map(lambda pair: run_one(*pair, more), wanted):
                 print(line, flush=True)
     (RESULTS / "table.md").write_text(table() + "\n")
+    pictures()
     print(table())
 
 

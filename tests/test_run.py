@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -233,3 +234,47 @@ def test_questions_the_base_cannot_read_are_said_to_teach_nothing(base, tmp_path
     assert [m["reward"] for m in lines(tmp_path / "run" / "metrics.jsonl")] == [0, 0]
     said = capsys.readouterr()
     assert "never right cannot learn" in said.out + said.err
+
+
+# ---------------------------------------------------------------------------------------------- README
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("number, method", [(0, "sent"), (1, "only_unsure")])
+def test_the_readmes_own_task_and_own_treatment_run(base, tmp_path, monkeypatch, number, method):
+    """The two snippets, as they stand, on the small base and for two steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("entropy.METHODS", dict(train.METHODS))
+    monkeypatch.setattr("train.METHODS", train.METHODS)
+    real, codes = train.main, []
+    model, questions, heldout = map(str, base)
+    given = ["--model", model] + ["--questions", questions, "--heldout", heldout] * (number == 1)
+    monkeypatch.setattr(train, "main", lambda argv: codes.append(real([*argv, *given, *SMALL, "--steps", "2"])))
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
+    assert len(code.splitlines()) < 20
+    exec(code, {})
+    assert codes == [0]
+    assert len(lines(next(Path("runs").glob("*/metrics.jsonl")))) == 2
+    assert json.loads(next(Path("runs").glob("*/config.json")).read_text())["method"] == method
+
+
+def test_every_function_in_the_readme_exists():
+    import importlib
+
+    table = README.split("## Equation → function")[1].split("\n## ")[0]
+    rows = re.findall(r"`(\w+)\.(\w+)`", table)
+    assert len(rows) > 10
+    for module, name in rows:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_the_glossary_names_every_metric_and_no_other(whole):
+    table = README.split("## Metrics")[1].split("\n## ")[0]
+    named = {name for row in re.findall(r"^\|([^|]*)\|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    written = {name for m in lines(whole / "metrics.jsonl") for name in m if not name.endswith("_se")}
+    assert named == written
+
+
+def test_every_file_the_readme_shows_exists():
+    for path in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
