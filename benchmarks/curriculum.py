@@ -111,12 +111,17 @@ def entropies(rows: list[dict], m: int, estimator: str, stretch: float = 1.0) ->
     return out
 
 
-def correlation(se: np.ndarray, accuracy: np.ndarray, resamples: int = 100) -> str:
-    """Mean over groups of Spearman's correlation, and its standard error over questions; [groups, Q], [Q]."""
+def correlation(se: np.ndarray, accuracy: np.ndarray, resamples: int = 100) -> np.ndarray:
+    """Spearman's correlation, mean over groups; then the same of bootstrap resamples of the questions, the same ones
+    in each call, so that two estimators can be compared pair by pair; [groups, Q], [Q] -> [1 + resamples]."""
     rng = np.random.default_rng(0)
-    picks = [rng.integers(0, len(accuracy), len(accuracy)) for _ in range(resamples)]
-    boot = [np.mean([spearman(group[p], accuracy[p]) for group in se]) for p in picks]
-    return f"{np.mean([spearman(group, accuracy) for group in se]):+.3f} ± {np.std(boot):.3f}"
+    picks = [np.arange(len(accuracy)), *(rng.integers(0, len(accuracy), len(accuracy)) for _ in range(resamples))]
+    return np.array([np.mean([spearman(group[p], accuracy[p]) for group in se]) for p in picks])
+
+
+def shown(values: np.ndarray) -> str:
+    """Value ± its bootstrap standard error."""
+    return f"{values[0]:+.3f} ± {values[1:].std():.3f}"
 
 
 def table(header: str, rows: dict[str, list[str]]) -> str:
@@ -131,11 +136,14 @@ def estimators(work: Path, questions: int, seed: int, device: str | None) -> str
     accuracy = np.array([np.mean(row["rewards"][64:]) for row in rows])
     kinds = {e: (e, 1.0) for e in ESTIMATORS} | {"likelihood, log-probs × 30": ("likelihood", 30.0)}
     se = {(name, m): entropies(rows, m, *kind) for name, kind in kinds.items() for m in (4, 8, 16)}
-    orders = {name: [correlation(se[name, m], accuracy) for m in (4, 8, 16)] for name in kinds}
+    found = {name: [correlation(se[name, m], accuracy) for m in (4, 8, 16)] for name in kinds}
+    pairs = zip(found["length_normalised"], found["frequency"], strict=True)
+    orders = {name: [shown(c) for c in row] for name, row in found.items()}
+    orders["*length_normalised − frequency, paired*"] = [shown(a - b) for a, b in pairs]
     rewards = np.array([row["rewards"][:64] for row in rows])
     own = [rewards.reshape(len(rows), -1, m).mean(2).T for m in (4, 8, 16)]
-    orders["*own accuracy of the M answers (needs golds)*"] = [correlation(a, accuracy) for a in own]
-    best, cut = min(ESTIMATORS, key=lambda name: float(orders[name][1].split()[0])), {}
+    orders["*own accuracy of the M answers (needs golds)*"] = [shown(correlation(a, accuracy)) for a in own]
+    cut = {}
     for name in kinds:
         each = [[accuracy[s].mean() for s in stages(np.argsort(g, kind="stable"), 4)] for g in se[name, 8]]
         blind = ((se["frequency", 8] > 0) & (se[name, 8] < 0.01)).mean()
@@ -150,8 +158,6 @@ Spearman's rank correlation of a question's semantic entropy, from M answers, wi
 Mean over disjoint groups of M, ± standard error by bootstrap over questions. Lower is better.
 
 {table("| estimator | M = 4 | M = 8 | M = 16 |", orders)}
-
-Lowest at M = 8: `{best}`; `--estimator` is `frequency` unless told otherwise.
 
 `log-probs × 30` stands for answers of some hundred tokens: one of them then has all of the likelihood.
 
