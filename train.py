@@ -37,7 +37,6 @@ from pathlib import Path
 
 from curriculum import (
     Parser,
-    answer_limit,
     load_curriculum,
     load_questions,
     order_settings,
@@ -701,14 +700,21 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
 
     rank, world, device = distributed(config.device)
     tokenizer = load_tokenizer(model_path)
-    prompts, kept = render(questions, tokenizer, config.instruction, config.max_prompt_tokens)
+    model = load_model(model_path, device, torch.float32, config.attention)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    room = min(config.max_prompt_tokens, context - config.max_new_tokens)
+    if room < 1:
+        raise ValueError(f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt in the model's context "
+                         f"of {context}; lower it")  # fmt: skip
+    prompts, kept = render(questions, tokenizer, config.instruction, room)
+    if n_stages(config) > 1 and not config.curriculum:
+        some = can_be_asked(len(kept), config)  # ordering costs M answers a question: not for those never asked
+        prompts, kept = [prompts[i] for i in some], [kept[i] for i in some]
     questions = [questions[i] for i in kept]
-    heldout_prompts, kept = render(heldout, tokenizer, config.instruction, config.max_prompt_tokens)
+    heldout_prompts, kept = render(heldout, tokenizer, config.instruction, room)
     heldout = [heldout[i] for i in kept]
     if config.curriculum:
         load_curriculum(config.curriculum, questions)  # refused here, before anything is written
-    model = load_model(model_path, device, torch.float32, config.attention)
-    answer_limit(model, tokenizer, prompts, config.max_new_tokens)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model = shard(model)
@@ -732,6 +738,23 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     return run, start, history
 
 
+def n_stages(config: Config) -> int:
+    """The curriculum is half of SENT; the other methods shuffle unless told otherwise."""
+    return config.stages or (4 if config.method in ("sent", "sent_release") else 1)
+
+
+def can_be_asked(n: int, config: Config) -> list[int]:
+    """Which of n questions a run has the steps to ask: all, or a choice by seed, in their order.
+
+    >>> len(can_be_asked(100, Config(steps=2, questions_per_step=16))), can_be_asked(3, Config())
+    (32, [0, 1, 2])
+    """
+    import numpy as np
+
+    most = config.steps * config.questions_per_step
+    return sorted(np.random.default_rng(config.seed).permutation(n)[:most].tolist())
+
+
 def reads_reference(config: Config) -> bool:
     """Whether this method's loss can read the frozen start; if not, no second model is needed."""
     settings = settings_of(config.method) | method_settings(config)
@@ -743,7 +766,7 @@ def make_stages(run: Run, model_path: str, questions_path: str) -> list[list[int
     from rollout import barrier, gathered
 
     c = run.config
-    n = c.stages or (4 if c.method in ("sent", "sent_release") else 1)
+    n = n_stages(c)
     if n == 1:
         return [list(range(len(run.questions)))]
     path = run.folder / "curriculum.jsonl"

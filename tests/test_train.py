@@ -101,3 +101,12 @@ def test_trouble_over_time_is_named():
 def test_one_update_with_a_method_that_needs_two():
     assert "one update" in troubles([HEALTHY], Config(method="kl_cov", minibatches=1))
     assert "one update" not in troubles([HEALTHY], Config(method="kl_cov", minibatches=2))
+
+
+def test_a_run_orders_only_questions_it_can_ask():
+    config = Config(steps=2, questions_per_step=4)
+    some = train.can_be_asked(100, config)
+    assert len(set(some)) == 8 and some == sorted(some) and max(some) < 100
+    other = train.can_be_asked(100, Config(steps=2, questions_per_step=4, seed=1))
+    assert some == train.can_be_asked(100, config) != other
+    assert train.can_be_asked(5, config) == [0, 1, 2, 3, 4]
