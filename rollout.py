@@ -333,7 +333,10 @@ def sample(
     logprobs = torch.zeros_like(u)
     eos = torch.tensor(_eos_ids(model, tokenizer), device=device)
     if cache_gib is None:
-        cache_gib = torch.cuda.mem_get_info(device)[0] / 2**31 if device.type == "cuda" else 8.0
+        cache_gib = 8.0
+        if device.type == "cuda":  # half of what is free; what torch holds but does not use is free too
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            cache_gib = (torch.cuda.mem_get_info(device)[0] + unused) / 2**31
     model.eval()
     try:
         at_once = _questions_at_once(model, max(map(len, ids)), group_size, max_new_tokens, cache_gib)
@@ -375,7 +378,9 @@ class _TiledHead(torch.autograd.Function):
     @staticmethod
     def logits(hidden: Tensor, tile: Tensor, temperature: float, cap: float | None) -> Tensor:
         z = _wide(hidden @ tile.T)  # bf16 models: rounded as their own logits are, then float32
-        return z.div_(temperature) if cap is None else z.div_(cap).tanh_().mul_(cap / temperature)
+        if cap is not None:
+            z.div_(cap).tanh_().mul_(cap)
+        return z if temperature == 1 else z.div_(temperature)
 
     @staticmethod
     def forward(ctx, hidden, weight, tokens, temperature, cap, with_entropy):
@@ -404,25 +409,26 @@ class _TiledHead(torch.autograd.Function):
     def backward(ctx, g_logp, g_entropy):
         hidden, weight, tokens, lse, entropy = ctx.saved_tensors
         temperature, cap = ctx.constants
-        g_logp = torch.zeros_like(lse) if g_logp is None else g_logp
+        # what the raw logits get is 1 / temperature of what the scaled ones do
+        g_logp = torch.zeros_like(lse) if g_logp is None else g_logp / temperature
+        g_entropy = None if g_entropy is None else g_entropy / temperature
         g_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         g_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(weight), TILE):
             tile = weight[start : start + TILE]
-            logp = _TiledHead.logits(hidden, tile, temperature, cap)
-            slope = 1 / temperature if cap is None else (1 - (logp * (temperature / cap)) ** 2) / temperature
-            logp -= lse[:, None]
-            g = logp.exp()
+            z = _TiledHead.logits(hidden, tile, temperature, cap)
+            slope = None if cap is None else 1 - (z * (temperature / cap)) ** 2
+            z -= lse[:, None]  # log p
             if g_entropy is None:
-                g *= g_logp[:, None]
+                g = z.exp_().mul_(-g_logp[:, None])
             else:
-                g *= logp.add_(entropy[:, None]).mul_(g_entropy[:, None]).add_(g_logp[:, None])
+                g = z.exp().mul_(z.add_(entropy[:, None]).mul_(-g_entropy[:, None]).sub_(g_logp[:, None]))
             inside = ((tokens >= start) & (tokens < start + TILE)).nonzero()[:, 0]
-            g[inside, tokens[inside] - start] -= g_logp[inside]
-            g = g.mul_(slope).neg_().to(hidden.dtype)  # the gradient of the raw logits
+            g[inside, tokens[inside] - start] += g_logp[inside]
+            g = (g if slope is None else g.mul_(slope)).to(hidden.dtype)
             g_hidden += g @ tile
             if g_weight is not None:
-                g_weight[start : start + TILE] = g.T @ hidden
+                torch.mm(g.T, hidden, out=g_weight[start : start + TILE])
         return g_hidden.to(hidden.dtype), g_weight, None, None, None, None
 
 

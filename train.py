@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -71,6 +72,8 @@ class Config:
     model: str = "arithmetic"  # a Hugging Face folder or hub name; arithmetic: the embedded base model
     questions: str = "arithmetic"  # training questions: .jsonl .json .parquet .csv, a folder, a hub name, arithmetic
     heldout: str | None = None  # questions to evaluate on; with the embedded questions, its own held-out file
+    heldout_split: str | None = None  # of a hub dataset or folder; none: train
+    heldout_subset: str | None = None  # its configuration
     question_field: str | None = None  # where a question is, a.b is b inside a; none: the usual names
     answer_field: str | None = None  # where its answer is; none: the usual names
     split: str | None = None  # split of a hub dataset; none: train
@@ -132,6 +135,7 @@ class Config:
     tokens_per_micro_batch: int | None = None  # memory, nothing else; none: 2048 on a CPU, 16384 on a GPU
 
 
+GAP = {"cpu": 1e-3, "cuda": 2.0}  # nats that sampled and scored log-probs may differ at most: fp32, and bf16 rounding
 METHOD_SETTINGS = [f.name for f in dataclasses.fields(Config) if any(f.name in settings_of(m) for m in METHODS)]
 
 
@@ -215,6 +219,10 @@ def check(config: Config, resume: bool) -> None:
                           "estimator": ("frequency", "likelihood", "length_normalised")}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise ValueError(f"--{name} {getattr(config, name)!r}: choose one of {', '.join(map(str, choices))}")
+    if n_stages(config) == 1 and (config.curriculum or config.reverse):
+        raise ValueError("--curriculum and --reverse need --stages 2 or more; one stage is shuffled")
+    if n_stages(config) > config.steps:
+        raise ValueError(f"--stages {config.stages}: each needs a step, and --steps is {config.steps}")
     if 0 < config.eval_samples < 16:
         raise ValueError(f"--eval-samples {config.eval_samples}: at least 16, for avg@16 and pass@16, or 0 for none")
     out = Path(config.out)
@@ -232,6 +240,14 @@ def stage_at(step: int, steps: int, n_stages: int) -> int:
     return step * n_stages // steps
 
 
+@functools.lru_cache(maxsize=4)
+def shuffle(n: int, *position: int) -> list[int]:
+    """The numbers 0 .. n - 1 in an order that is a function of position."""
+    import numpy as np
+
+    return np.random.default_rng(position).permutation(n).tolist()
+
+
 def batch_at(step: int, steps: int, stages: list[list[int]], size: int, seed: int) -> list[int]:
     """The questions of a step: a pure function of position, so a resumed run sees what it would have seen.
 
@@ -240,15 +256,13 @@ def batch_at(step: int, steps: int, stages: list[list[int]], size: int, seed: in
     >>> batch_at(0, 4, [[0, 1], [2, 3]], 2, 0) in ([0, 1], [1, 0]), sorted(batch_at(2, 4, [[0, 1], [2, 3]], 2, 0))
     (True, [2, 3])
     """
-    import numpy as np
-
     stage = stage_at(step, steps, len(stages))
     first = next(s for s in range(step + 1) if stage_at(s, steps, len(stages)) == stage)
     questions = stages[stage]
     picked = []
     for position in range((step - first) * size, (step - first + 1) * size):
         around, place = divmod(position, len(questions))
-        picked.append(questions[np.random.default_rng([seed, stage, around]).permutation(len(questions))[place]])
+        picked.append(questions[shuffle(len(questions), seed, stage, around)[place]])
     return picked
 
 
@@ -336,9 +350,11 @@ def collect(run: Run, step: int) -> Batch:
         seconds["seconds_" + what] = now[-1] - now[-2]
 
     questions = batch_at(step, c.steps, run.stages, c.questions_per_step, c.seed)
-    mine = torch.tensor(questions).view(c.minibatches, run.world, -1)[:, run.rank].flatten().tolist()
+    places = torch.arange(len(questions)).view(c.minibatches, run.world, -1)[:, run.rank].flatten().tolist()
+    mine = [questions[place] for place in places]
     with gathered(run.model):
-        seeds = [position_seed(c.seed, step, q) for q in mine]
+        # by place, not by question: one that comes twice in a small stage gets two different groups
+        seeds = [position_seed(c.seed, step, place) for place in places]
         rollout = sample(run.model, run.tokenizer, [run.prompts[q] for q in mine], c.group_size, c.max_new_tokens,
                          c.temperature, seeds)  # fmt: skip
     took("sample")
@@ -353,6 +369,8 @@ def collect(run: Run, step: int) -> Batch:
         ref = None
         if run.reference is not None:
             ref, _ = score(run.reference, rollout, c.temperature, False, tokens_per_micro_batch=run.budget)
+            if hasattr(run.reference, "reshard"):  # without a backward FSDP's root would stay gathered
+                run.reference.reshard()
     took("score")
     mask = rollout.mask
     per_token = {"sampled": rollout.logprobs, "old": old, "ref": old if ref is None else ref, "entropy": entropy,
@@ -494,7 +512,7 @@ def troubles(metrics: list[dict], config: Config) -> dict[str, str]:
                      "of its start: the policy is nearly deterministic; lower --lr, or raise --beta-low"),
         "explosion": (m["entropy"] > 2 * first["entropy"] + 0.1, f"entropy rose to {m['entropy']:.2f} nats, over twice "
                       "its start: the policy forgets; lower --lr, --entropy-coef, or --temperature"),
-        "gap": (m["logprob_gap"] > 1e-3, f"sampled and scored log-probs differ by up to "
+        "gap": (m["logprob_gap"] > GAP[config.device or "cpu"], "sampled and scored log-probs differ by up to "
                 f"{m['logprob_gap']:.3g} nats: the sampling policy is not the one that is trained"),
         "untreated": (m["share_low"] + m["share_high"] == 0 and "beta_low" in settings_of(config.method)
                       and config.beta_low != 0, "the treatment selects no token: look at --tau-entropy"),
@@ -692,13 +710,16 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     model_path, questions_path, heldout_path = locate(config)
     fields = config.question_field, config.answer_field
     questions = load_questions(questions_path, *fields, config.split, config.subset)
-    heldout = load_questions(heldout_path, *fields) if heldout_path and config.eval_samples else []
+    heldout = []
+    if heldout_path and config.eval_samples:
+        heldout = load_questions(heldout_path, *fields, config.heldout_split, config.heldout_subset)
 
     import torch
 
     from rollout import barrier, distributed, load_model, load_tokenizer, shard
 
     rank, world, device = distributed(config.device)
+    given, config = config, dataclasses.replace(config, device=device.type)  # none means the best there is here
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, device, torch.float32, config.attention)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -713,10 +734,13 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     questions = [questions[i] for i in kept]
     heldout_prompts, kept = render(heldout, tokenizer, config.instruction, room)
     heldout = [heldout[i] for i in kept]
-    if config.curriculum:
+    if n_stages(config) > len(questions):
+        raise ValueError(f"--stages {n_stages(config)}: there are only {len(questions)} questions")
+    if config.curriculum and not (Path(config.out) / "curriculum.jsonl").exists():
         load_curriculum(config.curriculum, questions)  # refused here, before anything is written
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+        model.train()  # transformers recomputes in training mode only; load_model has set every dropout to 0
     model = shard(model)
     needs_reference = config.log_kl or reads_reference(config)
     frozen = torch.bfloat16 if device.type == "cuda" else torch.float32  # never updated: no fp32 masters
@@ -727,7 +751,7 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
               heldout_prompts, heldout, [], read_forks(model_path))  # fmt: skip
     if rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+        replace_file(folder / "config.json", json.dumps(asdict(given), indent=2) + "\n")
     barrier()
     run.stages = make_stages(run, model_path, questions_path)  # from the start policy: before a checkpoint loads
     start = load_checkpoint(run)
@@ -740,7 +764,7 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
 
 def n_stages(config: Config) -> int:
     """The curriculum is half of SENT; the other methods shuffle unless told otherwise."""
-    return config.stages or (4 if config.method in ("sent", "sent_release") else 1)
+    return config.stages or (min(4, config.steps) if config.method in ("sent", "sent_release") else 1)
 
 
 def can_be_asked(n: int, config: Config) -> list[int]:
@@ -802,18 +826,22 @@ def held_out(run: Run, samples: int, position: int) -> dict:
                         c.temperature, position_seed(c.seed, position))  # fmt: skip
 
 
-def interruptible() -> list[int]:
-    """SIGTERM and Ctrl-C ask the loop to stop after this step; a second one stops at once. Returns what was caught."""
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Inside, SIGTERM and Ctrl-C ask the loop to stop after this step; a second one stops at once. What was caught."""
     caught: list[int] = []
 
     def note(signum: int, frame: object) -> None:
         caught.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signum, before[signum])
         print("\nstopping after this step; once more stops at once", file=sys.stderr)
 
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
-    return caught
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager
@@ -831,7 +859,7 @@ def stopping_on_bad_numbers(run: Run, step: int, batch: Batch | None = None) -> 
             path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
             torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
             where = f"; its tensors are in {path} (torch.load)"
-        raise Broken(f"step {step}: {error}. The update was not applied{where}. "
+        raise Broken(f"step {step}: {error}. This update was not applied{where}. "
                      f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}") from None  # fmt: skip
 
 
@@ -841,7 +869,7 @@ def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     with stopping_on_bad_numbers(run, step):
         batch = collect(run, step)
     m = {"step": step, "stage": stage_at(step, c.steps, len(run.stages)), **measure(batch, c)}
-    if step == 0 and c.device != "cuda" and m["logprob_gap"] > 1e-3:
+    if step == 0 and m["logprob_gap"] > GAP[c.device]:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
     evaluating = c.eval_every > 0 and (step + 1) % c.eval_every == 0
     rows = [*batch_rows(run, batch, step), *probe_rows(run, step)] if step == 0 or evaluating else []
@@ -857,14 +885,14 @@ def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     return m, rows
 
 
-def train(run: Run, start: int, history: list[dict]) -> int:
+def train(run: Run, start: int, history: list[dict], caught: list[int]) -> int:
     """The loop. Returns 0 when the last step is done, else the exit code of the signal that stopped it."""
     import torch
     from tqdm import tqdm
 
     from rollout import gather
 
-    c, caught, said = run.config, interruptible(), set()
+    c, said = run.config, set()
     bar = tqdm(range(start, c.steps), initial=start, total=c.steps, disable=run.rank > 0, desc=c.method)
     for step in bar:
         m, rows = one_step(run, step)
@@ -875,7 +903,7 @@ def train(run: Run, start: int, history: list[dict]) -> int:
             report(bar, history, c, said)
         # a signal to one rank stops all of them, after the same step
         stopped = int(gather(torch.tensor([max(caught, default=0)], device=run.device)).max())
-        if stopped or (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
+        if stopped or (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps or "eval_avg_at_16" in m:
             save_checkpoint(run, step + 1, m.get("eval_avg_at_16"))
         if stopped and step + 1 < c.steps:
             if run.rank == 0:
@@ -932,27 +960,34 @@ def evaluate_and_note(run: Run, name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 broken numbers, 2 bad input, 128 + n stopped by signal n."""
+    """Returns the exit code: 0 done, 1 broken numbers or disk, 2 bad input, 128 + n stopped by signal n."""
+    run = None
     try:
         config, resume = parse(argv)
         run, start, history = setup(config, resume)
-    except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    evaluate_and_note(run, "start")
-    try:
-        code = train(run, start, history)
-    except (Broken, OSError) as error:  # OSError: a disk that is full or gone
-        print(f"train.py: {error}; the last checkpoint stands: python train.py --resume {run.folder}", file=sys.stderr)
-        return 1
-    if code == 0:
-        evaluate_and_note(run, "end")
-        save_model(run, run.folder / "model")
-        if config.figures and run.rank == 0:
-            from figures import draw
+        evaluate_and_note(run, "start")
+        with interruptible() as caught:
+            code = train(run, start, history, caught)
+        if code == 0:
+            finish(run)
+        return code
+    except KeyboardInterrupt:
+        print(f"train.py: interrupted; go on with: python train.py --resume {config.out}", file=sys.stderr)
+        return 130
+    except (Broken, ValueError, OSError) as error:
+        again = f"; when that is mended: python train.py --resume {run.folder}" if run else ""
+        print(f"train.py: {error}{again}", file=sys.stderr)
+        return 1 if run else 2
 
-            draw([run.folder], run.folder / "figures")
-    return code
+
+def finish(run: Run) -> None:
+    """The last evaluation, the policy as a folder, the pictures."""
+    evaluate_and_note(run, "end")
+    save_model(run, run.folder / "model")
+    if run.config.figures and run.rank == 0:
+        from figures import draw
+
+        draw([run.folder], run.folder / "figures")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def base(tmp_path_factory):
     from arithmetic import Settings, ensure
 
     easy = dict(levels=(1,), warm_levels=(1,), largest_digit=4)  # right a third of the time after four seconds
-    settings = Settings(train_questions=24, heldout_questions=6, hidden=32, layers=1, heads=2, steps=300, **easy)
+    settings = Settings(train_questions=16, heldout_questions=6, hidden=32, layers=1, heads=2, steps=300, **easy)
     return ensure(tmp_path_factory.mktemp("cache"), settings=settings, quiet=True)
 
 
@@ -129,7 +129,8 @@ def first_gradient(base, out, monkeypatch, *more):
         return seen["gradient"].norm()
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", look)
-    assert train.main(flags(base, out, "--steps", "1", "--stages", "1", *more)) == 0
+    whole_batch = ["--steps", "1", "--stages", "1", "--minibatches", "1", "--group-size", "8"]
+    assert train.main(flags(base, out, *whole_batch, *more)) == 0
     m = lines(out / "metrics.jsonl")[0]
     return seen["gradient"], (m["share_low"], m["share_high"], m["entropy"])
 
@@ -146,7 +147,7 @@ def test_micro_batches_change_nothing(base, tmp_path, monkeypatch, budget):
 
 def test_two_processes_take_the_same_step(base, tmp_path):
     """Gradient norm and every metric of the first step; later ones differ by what AdamW makes of rounding."""
-    steps = ["--steps", "2", "--minibatches", "1", "--checkpoint-every", "1"]
+    steps = ["--steps", "2", "--minibatches", "1", "--checkpoint-every", "1", "--stages", "1"]
     assert train.main(flags(base, tmp_path / "one", *steps)) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(ROOT / "train.py"), *flags(base, tmp_path / "two", *steps)]  # fmt: skip
