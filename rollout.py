@@ -228,8 +228,9 @@ class _Batch:
                 if layer.is_sliding:
                     layer.cumulative_length += by
                     add = min(layer.cumulative_length, layer.sliding_window - 1) - layer.keys.shape[2]
-                layer.keys = nn.functional.pad(layer.keys, (0, 0, add, 0))
-                layer.values = nn.functional.pad(layer.values, (0, 0, add, 0))
+                for name in ("keys", "values"):
+                    x = getattr(layer, name)
+                    setattr(layer, name, nn.functional.pad(x, (0, 0, add, 0)) if add > 0 else x[:, :, -add:])
 
     def keep(self, index: Tensor) -> None:
         """These rows only, in no more columns than they need."""
