@@ -209,6 +209,7 @@ def main() -> None:
         # one order of questions for every run that uses one, from the base that all runs start from
         make = [sys.executable, "curriculum.py", "--max-new-tokens", "64", "--out", str(CURRICULUM)]
         subprocess.run(make, env=ONE_THREAD, check=True)
+        RUNS.mkdir(parents=True, exist_ok=True)
         todo = wanted(options.seeds)
         if options.only:
             todo = iter([(name, seed) for name in options.only for seed in options.seeds])
