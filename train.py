@@ -385,11 +385,24 @@ def collect(run: Run, step: int) -> Batch:
     for name in ("sampled", "old", "ref", "entropy"):
         if not everything[name].isfinite().all():
             raise FloatingPointError(f"{name}: log-probs or entropies that are not numbers")
-    whole = treat(c.method, everything["old"], everything["entropy"], everything["advantages"], everything["mask"],
-                  seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
+    whole = treat(c.method, steady(everything["old"]), steady(everything["entropy"]), everything["advantages"],
+                  everything["mask"], seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
     own = torch.arange(len(tokens)).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
     treatment = whole.rows(own.to(old.device), mask.shape[1])
     return Batch(rollout, old, ref, treatment, everything, whole, questions, seconds)
+
+
+def steady(nats: Tensor) -> Tensor:
+    """To the nearest 2^-14 nats, so that what is equal stays equal and a quantile or a top-k cuts no tie in two.
+
+    Answers to one question share their first states, and so entropies and log-probs there, but for the rounding of a
+    matrix product whose shape is that of the micro-batch: unrounded, a memory flag would choose among them.
+
+    >>> import torch
+    >>> steady(torch.tensor([0.5, 0.5000001])).unique().tolist()
+    [0.5]
+    """
+    return (nats * 2**14).round() / 2**14
 
 
 def fork_mask(run: Run, rollout) -> Tensor:
