@@ -81,7 +81,7 @@ class Config:
     curriculum: str | None = None  # a curriculum.jsonl made before; none: made when stages > 1
     out: str | None = None  # run folder; none: runs/METHOD, with the seed when it is not 0
     seed: int = 0  # every random choice is a function of (seed, step, question)
-    steps: int = 150  # rollout batches
+    steps: int = 100  # rollout batches
 
     stages: int | None = None  # curriculum stages, low to high semantic entropy; none: 4 for SENT, else 1 (shuffled)
     reverse: bool = False  # stages from high to low semantic entropy: a control
@@ -121,7 +121,7 @@ class Config:
     cov_high: float | None = None  # clip_cov
     kl_old_coef: float | None = None  # kl_cov, sent_release
 
-    eval_every: int = 30  # steps between held-out evaluations (avg@16, pass@16); 0: only at start and end
+    eval_every: int = 25  # steps between held-out evaluations (avg@16, pass@16); 0: only at start and end
     eval_samples: int = 64  # answers per held-out question at start and end; 0: no evaluation at all
     log_every: int = 10  # steps between printed lines
     checkpoint_every: int = 50  # steps between checkpoints
@@ -885,15 +885,16 @@ def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     m = {"step": step, "stage": stage_at(step, c.steps, len(run.stages)), **measure(batch, c)}
     if step == 0 and m["logprob_gap"] > GAP[c.device]:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
-    evaluating = c.eval_every > 0 and (step + 1) % c.eval_every == 0
-    rows = [*batch_rows(run, batch, step), *probe_rows(run, step)] if step == 0 or evaluating else []
+    last = step + 1 == c.steps  # which the evaluation at the end follows: not twice
+    due = c.eval_every > 0 and (step + 1) % c.eval_every == 0
+    rows = [*batch_rows(run, batch, step), *probe_rows(run, step)] if step == 0 or due or last else []
     updating = time.perf_counter()
     with stopping_on_bad_numbers(run, step, batch):
         m |= update(run, batch, step) | batch.seconds
     m["seconds_update"] = time.perf_counter() - updating
     m["seconds"] = time.perf_counter() - began
     m["tokens_per_second"] = m["tokens"] / m["seconds"]
-    if evaluating and run.heldout:
+    if due and not last and run.heldout:
         e = held_out(run, 16, step + 1)
         m |= {f"eval_{name}": e[name] for name in ("avg_at_16", "avg_at_16_se", "pass_at_16", "pass_at_16_se")}
     return m, rows
