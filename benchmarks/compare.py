@@ -35,6 +35,8 @@ KEEP = ("step", "stage", "lr", "reward", "pass_at_g", "entropy", "entropy_fork",
 # sent and its ablations take the four stages that are SENT's default; see flags_of
 PUBLISHED = ("grpo", "clip_higher", "entropy_bonus", "entropy_advantage", "forking_tokens", "clip_cov", "kl_cov",
              "high_entropy_kl", "sent", "sent_release")  # fmt: skip
+ABLATIONS = ("sent-kl", "sent-curriculum", "sent-stages2", "sent-reverse")  # one half of SENT; other orders
+REGIMES = ("grpo-updates8", "sent-updates8", "grpo-steps300", "sent-steps300")  # does the ordering change there?
 # One main strength per method, over the same small grid of factors around its published value.
 STRENGTH = {"clip_higher": ("clip_high", 0.28), "entropy_bonus": ("entropy_coef", 0.001),
             "entropy_advantage": ("alpha", 0.4), "forking_tokens": ("fork_share", 0.2), "clip_cov": ("cov_share", 2e-4),
@@ -55,6 +57,10 @@ def flags_of(name: str) -> list[str]:
         "sent-curriculum": ["--method", "grpo", "--stages", "4"],
         "sent-stages2": ["--method", "sent", "--stages", "2"],
         "sent-reverse": ["--method", "sent", "--stages", "4", "--reverse"],
+        "grpo-updates8": ["--method", "grpo", "--minibatches", "8"],
+        "sent-updates8": ["--method", "sent", "--minibatches", "8"],
+        "grpo-steps300": ["--method", "grpo", "--steps", "300"],
+        "sent-steps300": ["--method", "sent", "--steps", "300"],
     }
     if base in ablations:
         return ablations[base]
@@ -72,7 +78,7 @@ def flags_of(name: str) -> list[str]:
 def names() -> list[str]:
     """All settings, in the order of the table."""
     tuned = [f"{m}@{f:g}" for m in PUBLISHED if m in STRENGTH for f in FACTORS]
-    return [*PUBLISHED, "sent-kl", "sent-curriculum", "sent-stages2", "sent-reverse", *tuned]
+    return [*PUBLISHED, *ABLATIONS, *REGIMES, *tuned]
 
 
 def best(method: str) -> str | None:
@@ -86,11 +92,13 @@ def best(method: str) -> str | None:
 def wanted(seeds: list[int]) -> Iterator[tuple[str, int]]:
     """(setting, seed) of all runs, the most wanted first: a sitting cut short leaves a table that can be read."""
     first, *more = seeds
-    plain = [name for name in names() if "@" not in name]
+    plain = [*PUBLISHED, *ABLATIONS]
     yield from ((name, seed) for seed in (first, *more[:1]) for name in plain)
-    yield from ((name, first) for name in names() if "@" in name)
+    yield from ((name, seed) for seed in more[1:] for name in ("grpo", "sent", *ABLATIONS[:2]))
+    yield from ((name, first) for name in names() if "@" in name or name in REGIMES[:2])
     yield from ((name, seed) for seed in more[1:] for name in plain)
     yield from ((name, seed) for seed in more for m in STRENGTH if "@" in (name := best(m) or ""))
+    yield from ((name, seed) for seed in seeds for name in REGIMES)
 
 
 def keep(run: Path, kept: Path) -> None:
