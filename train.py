@@ -409,18 +409,20 @@ def fork_mask(run: Run, rollout) -> Tensor:
     """Where the task says that a choice is made: the text before the token ends with one of run.fork_after; [b, T]."""
     import torch
 
-    forks = torch.zeros_like(rollout.mask)
-    if run.fork_after:
-        pieces = {}  # token id -> text: decoding each id once, not each position
-        longest = max(map(len, run.fork_after))
-        for i, (tokens, length) in enumerate(zip(rollout.tokens.tolist(), rollout.mask.sum(1).tolist(), strict=True)):
-            text = run.tokenizer.decode(rollout.prompt_tokens[i][rollout.prompt_mask[i].bool()][-longest:])
-            for t, token in enumerate(tokens[:length]):
-                forks[i, t] = text.endswith(run.fork_after)
-                if token not in pieces:
-                    pieces[token] = run.tokenizer.decode([token])
-                text = (text + pieces[token])[-longest:]
-    return forks
+    if not run.fork_after:
+        return torch.zeros_like(rollout.mask)
+    pieces = {}  # token id -> text: decoding each id once, not each position
+    longest = max(map(len, run.fork_after))
+    rows = []
+    for i, (tokens, length) in enumerate(zip(rollout.tokens.tolist(), rollout.mask.sum(1).tolist(), strict=True)):
+        text = run.tokenizer.decode(rollout.prompt_tokens[i][rollout.prompt_mask[i].bool()][-longest:])
+        rows.append([False] * len(tokens))
+        for t, token in enumerate(tokens[:length]):
+            rows[i][t] = text.endswith(run.fork_after)
+            if token not in pieces:
+                pieces[token] = run.tokenizer.decode([token])
+            text = (text + pieces[token])[-longest:]
+    return torch.tensor(rows, device=rollout.mask.device)
 
 
 def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
