@@ -136,10 +136,11 @@ def run_one(name: str, seed: int, more: list[str]) -> str:
         if done is None:
             command += flags
         else:  # a run that has evaluated the base, and nothing else yet
+            config, _ = train.parse(flags)
             folder.mkdir(parents=True)
             start = json.loads(done.read_text())["start"]
             (folder / "evaluation.json").write_text(json.dumps({"start": start}))
-            (folder / "config.json").write_text(json.dumps(asdict(train.parse(flags)[0])))
+            (folder / "config.json").write_text(json.dumps(asdict(config)))
             command += ["--resume", str(folder)]
     with (RUNS / f"{folder.name}.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stdout=log, stderr=subprocess.STDOUT)
