@@ -216,40 +216,45 @@ class Treatment:
         return replace(self, **cut)
 
 
-def _plain(advantages: Tensor, mask: Tensor, **changes) -> Treatment:
+def _plain(advantages: Tensor, mask: Tensor, **changes: object) -> Treatment:
     """GRPO's treatment with some fields changed."""
     weight = mask.to(advantages.dtype)
     return replace(Treatment(advantages, pg_weight=weight, kl_weight=weight * 0), **changes)
 
 
-def grpo(logprobs, entropy, advantages, mask) -> Treatment:
+def grpo(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor) -> Treatment:
     """No treatment: the clipped policy gradient alone (DeepSeekMath, arXiv 2402.03300), mean per sequence first."""
     return _plain(advantages, mask)
 
 
-def clip_higher(logprobs, entropy, advantages, mask) -> Treatment:
+def clip_higher(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor) -> Treatment:
     """DAPO (arXiv 2503.14476): a wider upper clip lets unlikely tokens grow; mean over tokens."""
     return _plain(advantages, mask, clip_high=0.28, average="token")
 
 
-def entropy_bonus(logprobs, entropy, advantages, mask, *, entropy_coef=0.001) -> Treatment:
+def entropy_bonus(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+                  entropy_coef: float = 0.001) -> Treatment:  # fmt: skip
     """Loss - c H_t, with gradient through H_t. Explodes when c is too large."""
     return _plain(advantages, mask, entropy_coef=entropy_coef)
 
 
-def entropy_advantage(logprobs, entropy, advantages, mask, *, alpha=0.4, kappa=2.0) -> Treatment:
+def entropy_advantage(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+                      alpha: float = 0.4, kappa: float = 2.0) -> Treatment:  # fmt: skip
     """A + min(alpha H_t, |A| / kappa), H detached (arXiv 2506.14758). Out of place: `A +=` accumulates over epochs."""
     return _plain(advantages + (alpha * entropy).minimum(advantages.abs() / kappa), mask)
 
 
-def forking_tokens(logprobs, entropy, advantages, mask, *, fork_share=0.2) -> Treatment:
+def forking_tokens(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+                   fork_share: float = 0.2) -> Treatment:  # fmt: skip
     """Policy gradient only on the top share of entropy (arXiv 2506.01939). The denominator stays *all* tokens, as in
     the paper; the authors' code divides by the selected count, which makes the loss 5 times as large."""
     forks = top_share(entropy, mask, fork_share)
     return _plain(advantages, mask, pg_weight=forks.to(advantages.dtype), clip_high=0.28, average="token")
 
 
-def clip_cov(logprobs, entropy, advantages, mask, *, cov_share=2e-4, cov_low=1.0, cov_high=5.0, seed=0) -> Treatment:
+def clip_cov(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+             cov_share: float = 2e-4, cov_low: float = 1.0, cov_high: float = 5.0,
+             seed: int = 0) -> Treatment:  # fmt: skip
     """Clip-Cov (arXiv 2505.22617): a random share of tokens with cov_low < Cov < cov_high loses its policy gradient
     (and stays in the denominator). "Not already clipped" holds for every token here: the choice is made at ratio 1.
     `seed` is the caller's function of position, so that a resumed run draws the same tokens."""
@@ -265,7 +270,8 @@ def clip_cov(logprobs, entropy, advantages, mask, *, cov_share=2e-4, cov_low=1.0
     return _plain(advantages, mask, pg_weight=weight, clip_low=1.0, clip_high=1.0, average="token")
 
 
-def kl_cov(logprobs, entropy, advantages, mask, *, cov_share=0.002, kl_old_coef=1.0) -> Treatment:
+def kl_cov(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+           cov_share: float = 0.002, kl_old_coef: float = 1.0) -> Treatment:  # fmt: skip
     """KL-Cov (arXiv 2505.22617): the top share by Cov pays coef |log pi - log pi_old|; no clip. With one update per
     rollout this is plain policy gradient: at ratio 1 the penalty has value 0 and slope 0."""
     top = top_share(token_covariance(logprobs, advantages, mask), mask, cov_share)
@@ -274,13 +280,16 @@ def kl_cov(logprobs, entropy, advantages, mask, *, cov_share=0.002, kl_old_coef=
                   average="token")  # fmt: skip
 
 
-def high_entropy_kl(logprobs, entropy, advantages, mask, *, beta_low=0.02, tau_entropy="80%") -> Treatment:
+def high_entropy_kl(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+                    beta_low: float = 0.02, tau_entropy: str | float = "80%") -> Treatment:  # fmt: skip
     """SENT's mirror image: KL to the start where entropy is *high*. No public code exists; our definition."""
     high = mask & (entropy >= threshold(entropy[mask], tau_entropy))
     return _plain(advantages, mask, kl_weight=beta_low * high.to(advantages.dtype))
 
 
-def sent(logprobs, entropy, advantages, mask, *, beta_low=0.02, beta_high=0.2, tau_entropy="80%", tau_cov="98%"):
+def sent(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+         beta_low: float = 0.02, beta_high: float = 0.2, tau_entropy: str | float = "80%",
+         tau_cov: str | float = "98%") -> Treatment:  # fmt: skip
     """SENT (arXiv 2512.04359): KL to the start on low-entropy tokens only, stronger where Cov is high among them.
 
         T_low  = {t : H_t < tau_entropy}    T_high = {t in T_low : Cov_t > tau_cov}
@@ -295,7 +304,9 @@ def sent(logprobs, entropy, advantages, mask, *, beta_low=0.02, beta_high=0.2, t
     return _plain(advantages, mask, kl_weight=beta_low * (low & ~high).to(dtype) + beta_high * high.to(dtype))
 
 
-def sent_release(logprobs, entropy, advantages, mask, *, kl_old_coef=0.1, cov_share=2e-4, tau_entropy="80%"):
+def sent_release(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
+                 kl_old_coef: float = 0.1, cov_share: float = 2e-4,
+                 tau_entropy: str | float = "80%") -> Treatment:  # fmt: skip
     """What the authors' released code was *meant* to do. Inside the lowest 80 % of H: the top share of Cov pays
     2 coef |d log pi_old|, the lowest share 0.5 coef; no clip, token mean, plus 0.001 k3 to the start on all tokens.
     (As shipped, an integer mask used as an index picks the covariances of the wrong tokens.)"""
@@ -359,7 +370,7 @@ def check_settings(method: str, settings: dict[str, object]) -> None:
 
 
 def treat(method: str, logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *, seed: int = 0,
-          **settings) -> Treatment:  # fmt: skip
+          **settings: object) -> Treatment:  # fmt: skip
     """The treatment of every token of a rollout batch, decided once, before minibatches are cut.
 
     Args: logprobs, entropy, advantages, mask, all [B, T] of the whole batch of all ranks, from the policy that sampled
