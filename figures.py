@@ -177,11 +177,6 @@ def curve(ax: Axes, g: Group, series: list[dict[int, float]], smooth: bool = Fal
     return lines.mean(0)
 
 
-def legend_below(fig: Figure, ax: Axes) -> None:
-    """One legend under all panels, of what this one shows."""
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-
-
 def curves(groups: list[Group]) -> Figure | None:
     """Entropy and reward of every step, avg@16 and pass@16 on held-out questions."""
     runs = [run for g in groups for run in g.runs]
@@ -201,7 +196,7 @@ def curves(groups: list[Group]) -> Figure | None:
         ax.set_xlabel("step" + " (running mean over 1/25 of the run)" * smooth)
     fig.suptitle("Entropy: " + ", ".join(kept) if len(kept) < 4 else "Entropy, reward, and held-out questions")
     axes[0, 0].set_ylim(bottom=0)
-    legend_below(fig, axes[0, 0])
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return fig
 
 
@@ -287,7 +282,7 @@ def pass_at_k(groups: list[Group]) -> Figure | None:
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="k: answers drawn per question", ylabel="pass@k: share of questions solved")
-    legend_below(fig, ax)
+    fig.legend(loc="outside lower center", ncols=3, frameon=False)
     return fig if ax.lines else None
 
 
@@ -326,8 +321,8 @@ def tokens(groups: list[Group]) -> Figure | None:
     groups = [g for g in groups if g.runs[0].samples]
     if not groups:
         return None
-    cols = min(5, len(groups))
-    rows = -(-len(groups) // cols)
+    rows = -(-len(groups) // 5)
+    cols = -(-len(groups) // rows)
     fig, axes = canvas("Which tokens does a method touch, by KL or by a mask?", height=2.5 + 4.5 * rows, nrows=rows,
                        ncols=cols, sharex=True, sharey=True, squeeze=False)  # fmt: skip
     seen = {}
