@@ -279,11 +279,13 @@ def pass_at_k(groups: list[Group]) -> Figure | None:
     for g in [base, *groups]:
         ends = [run.evaluation.get("start" if g is base else "end") or {} for run in g.runs]
         curve(ax, g, [{int(k): p for k, p in end.get("pass_at_k", {}).items()} for end in ends])
+    if not ax.lines:
+        return None
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="k: answers drawn per question", ylabel="pass@k: share of questions solved")
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
-    return fig if ax.lines else None
+    return fig
 
 
 def semantic_entropy(groups: list[Group]) -> Figure | None:
