@@ -97,11 +97,18 @@ class Run:
         return any(self.series("stage").values())
 
     def examples(self, count: int) -> dict[int, list[dict]]:
-        """{step: answers to one and the same question} at the first, a middle and the last stored step."""
-        probes = [row for row in self.samples if row.get("probe")]
-        stored = sorted({row["step"] for row in probes})
-        some = sorted({stored[0], stored[len(stored) // 2], stored[-1]}) if stored else []
-        return {step: [row for row in probes if row["step"] == step][:count] for step in some}
+        """{step: answers to one and the same question}: before, during and after, of the steps that are stored.
+
+        During: where entropy is nearest to the geometric mean of its two ends.
+        """
+        probes, entropy = [row for row in self.samples if row.get("probe")], self.series("entropy")
+        stored = sorted({row["step"] for row in probes if row["step"] in entropy})
+        if not stored:
+            return {}
+        ends = stored[0], stored[-1]
+        halfway = math.sqrt(entropy[ends[0]] * entropy[ends[1]])
+        during = min(stored[1:-1] or ends, key=lambda step: abs(entropy[step] - halfway))
+        return {step: [row for row in probes if row["step"] == step][:count] for step in sorted({*ends, during})}
 
 
 @dataclass

@@ -113,10 +113,11 @@ def keep(run: Path, kept: Path) -> None:
             m = json.loads(line)
             short = {k: float(f"{m[k]:.6g}") if isinstance(m[k], float) else m[k] for k in KEEP if k in m}
             out.write(json.dumps(short) + "\n")
-    # answers token by token only once for the two that the pictures show: they are most of a run's bytes
-    tokens = ["samples.jsonl"] if kept.name in ("grpo-seed0", "sent-seed0") else []
-    for name in ["config.json", "evaluation.json", *tokens]:
+    for name in ("config.json", "evaluation.json"):
         shutil.copyfile(run / name, kept / name)
+    if kept.name.endswith("-seed0") and "@" not in kept.name:  # for the pictures of tokens: the first batch is enough
+        rows = (run / "samples.jsonl").read_text().splitlines(keepends=True)
+        (kept / "samples.jsonl").write_text("".join(row for row in rows if json.loads(row)["step"] == 0))
 
 
 def run_one(name: str, seed: int, more: list[str]) -> str:
@@ -212,6 +213,7 @@ def pictures() -> None:
 
     draw(kept("grpo", "sent"), RESULTS)
     draw(kept(*PUBLISHED), RESULTS / "methods")
+    draw(kept("grpo", "sent", *ABLATIONS), RESULTS / "ablations")
 
 
 def main() -> None:
