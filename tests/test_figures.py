@@ -234,10 +234,17 @@ def test_tokens_are_named_by_their_treatment():
     assert figures.treatments(rows) == ["not treated", "KL", "strong KL", "no policy gradient", "strong KL"]
 
 
-def test_examples_are_answers_to_one_question_at_the_first_a_middle_and_the_last_step(runs):
-    found = figures.load(runs["sent0"]).examples(3)
-    asked = {step: [row["id"] for row in rows] for step, rows in found.items()}
-    assert asked == {step: ["asked"] * 3 for step in (0, 19, 39)}
+def test_examples_are_answers_to_one_question_before_during_and_after(runs):
+    """During: of the steps 9, 19 and 29 that are stored between, the one nearest to the geometric mean entropy."""
+    run = figures.load(runs["sent0"])
+    entropy = run.series("entropy")
+    halfway = math.sqrt(entropy[0] * entropy[39])
+    during = min((9, 19, 29), key=lambda step: abs(entropy[step] - halfway))
+    asked = {step: [row["id"] for row in rows] for step, rows in run.examples(3).items()}
+    assert asked == {step: ["asked"] * 3 for step in (0, during, 39)}
+    for row in run.metrics:  # a run that collapses later
+        row["entropy"] = 0.6 if row["step"] < 25 else 0.01 if row["step"] > 32 else 0.08
+    assert list(run.examples(3)) == [0, 29, 39]
 
 
 def test_a_heatmap_shows_tokens_forks_and_whether_an_answer_is_right(runs):
