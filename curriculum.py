@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import glob
 import hashlib
 import json
@@ -23,6 +24,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NoReturn
 
@@ -340,7 +342,7 @@ def stream_rows(path: Path, settings: dict, total: int, work: Callable[[list[int
     Every rank appends to its own `path`.part<rank>; what any of them holds is not made again, in whatever number of
     processes the work goes on. Chunks are fixed by position and always made whole, so a resumed file is bit for bit
     the one of an uninterrupted run. At the end rank 0 sorts all rows by `order` and renames the file into place.
-    Ranks share one file system. Raises ValueError if a file there was made with other settings.
+    Ranks share one file system. Raises ValueError if a file there was made with other settings, or is being written.
     """
     from tqdm import tqdm
 
@@ -363,17 +365,19 @@ def stream_rows(path: Path, settings: dict, total: int, work: Callable[[list[int
         chunks = [list(range(first, min(first + chunk, total))) for first in range(0, total, chunk)]
         mine = [indices for indices in chunks if not done.keys() >= set(indices)][rank::world]
         bar = tqdm(total=sum(map(len, mine)), desc=path.name, unit="question", disable=rank > 0)
-        with own.open("ab", buffering=0) as file, bar:
+        with hold(own) as file, bar:
+            if path.exists():  # somebody finished it between our look and our lock
+                raise ValueError(f"{path} has just been made by another process; the same command reads it")
             file.truncate(sizes.get(own, 0))
             if not sizes.get(own):
-                _append(file, [{"settings": settings}])
+                append_rows(file, [{"settings": settings}])
             for indices in mine:
-                _append(file, [row for row in work(indices) if row["index"] not in done])
+                append_rows(file, [row for row in work(indices) if row["index"] not in done])
                 bar.update(len(indices))
-        barrier()
-        if rank == 0:
-            _merge(path, settings, order)
-        barrier()
+            barrier()
+            if rank == 0:
+                _merge(path, settings, order)
+            barrier()
     return read_rows(path)[1]
 
 
@@ -381,25 +385,50 @@ def _parts(path: Path) -> list[Path]:
     return sorted(Path(part) for part in glob.glob(glob.escape(str(path)) + ".part*"))
 
 
-def _append(file, rows: list[dict]) -> None:
-    """Lines to an unbuffered file. Raises OSError that names it (disk full); half a line is dropped when it is read."""
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+def hold(path: Path) -> FileIO:
+    """Open a file to append to it, unbuffered, and lock it; the kernel unlocks it however the process ends (kill -9).
+
+    Raises ValueError when another process holds it.
+    """
+    file = path.open("ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{path}: another process is writing here; wait for its end, or give another --out") from None
+    except OSError as error:  # some file systems of clusters have no locks
+        say(f"warning: {path} cannot be locked ({error.strerror}); see to it that nothing else writes here")
+    return file
+
+
+def append_rows(file: FileIO, rows: list[dict]) -> None:
+    """Lines of JSON to an unbuffered file. Half a line, left by a full disk or a kill, is dropped when it is read."""
+    _write(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Raises OSError that names the file: a full disk's own error does not."""
     try:
         while data:
             data = data[file.write(data) :]
     except OSError as error:
-        raise OSError(f"{file.name}: {error.strerror}; make room, the same command goes on from here") from None
+        raise OSError(f"{file.name}: {error.strerror}; make room: what was written before is kept") from None
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write beside and rename: whoever looks sees the old file or the new one, never half of one."""
+    beside = Path(f"{path}.tmp")
+    with beside.open("wb", buffering=0) as file:
+        _write(file, text.encode())
+        os.fsync(file.fileno())
+    os.replace(beside, path)
 
 
 def _merge(path: Path, settings: dict, order: Callable[[dict], object]) -> None:
     """All parts into one file, whole or not at all."""
     parts = _parts(path)
     rows = sorted((row for part in parts for row in read_rows(part)[1]), key=order)
-    beside = Path(f"{path}.tmp")
-    with beside.open("wb", buffering=0) as file:
-        _append(file, [{"settings": settings}, *rows])
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in [{"settings": settings}, *rows]))
     for part in parts:
         part.unlink()
 

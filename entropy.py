@@ -193,6 +193,7 @@ class Treatment:
 
     The defaults are plain GRPO. `kl_anchor`: "ref" is the k3 estimator against the frozen start, "old" is
     abs(log pi - log pi_old). `kl_coef` puts k3 to the start on *every* token, on top. `average`: see `normaliser`.
+    `strong`: the kl_weight from which metrics count a token as held hard; the loss does not read it.
     """
 
     advantages: Tensor  # [B, T]
@@ -204,6 +205,7 @@ class Treatment:
     clip_low: float = 0.2
     clip_high: float = 0.2
     average: str = "sequence"
+    strong: float = math.inf
 
     @property
     def needs_reference(self) -> bool:
@@ -301,7 +303,8 @@ def sent(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
     cov = token_covariance(logprobs, advantages, mask)
     high = low & (cov > threshold(cov[low], tau_cov))
     dtype = advantages.dtype
-    return _plain(advantages, mask, kl_weight=beta_low * (low & ~high).to(dtype) + beta_high * high.to(dtype))
+    weight = beta_low * (low & ~high).to(dtype) + beta_high * high.to(dtype)
+    return _plain(advantages, mask, kl_weight=weight, strong=beta_high)
 
 
 def sent_release(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, *,
@@ -316,7 +319,7 @@ def sent_release(logprobs: Tensor, entropy: Tensor, advantages: Tensor, mask: Te
     bottom = top_share(-cov, low, cov_share) & ~top
     weight = kl_old_coef * (2.0 * top.to(advantages.dtype) + 0.5 * bottom.to(advantages.dtype))
     return _plain(advantages, mask, kl_weight=weight, kl_anchor="old", kl_coef=0.001, clip_low=math.inf,
-                  clip_high=math.inf, average="token")  # fmt: skip
+                  clip_high=math.inf, average="token", strong=2.0 * kl_old_coef)  # fmt: skip
 
 
 METHODS: dict[str, Callable[..., Treatment]] = {

@@ -32,6 +32,7 @@ from curriculum import (
     number,
     open_model,
     render,
+    replace_file,
     respond,
     stream_rows,
 )
@@ -214,9 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         results = {path: evaluate_model(path, benchmarks, args) for path in args.model}
         if os.environ.get("RANK", "0") == "0":
             text = tables(results, args.k)
-            (args.out / "table.md").write_text(text)
+            replace_file(args.out / "table.md", text)
             shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-            (args.out / "table.json").write_text(json.dumps({"settings": shown, "results": results}, indent=1))
+            replace_file(args.out / "table.json", json.dumps({"settings": shown, "results": results}, indent=1))
             print(f"{text}\nwrote {args.out}: table.md, table.json, responses")
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

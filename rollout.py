@@ -550,7 +550,8 @@ def distributed(device: str | None = None) -> tuple[int, int, torch.device]:
     """(rank, world, device) of this process; under torchrun it joins the others first.
 
     A rank that dies closes its sockets, and torchrun ends the rest at once. The time-out is for a rank that hangs
-    alive; it has to outlast the wait for the slowest rank's answers, so it is long.
+    alive; it has to outlast the wait for the slowest rank's answers, so it is long. Raises ValueError when the port on
+    which rank 0 listens for the others is taken.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
@@ -559,9 +560,18 @@ def distributed(device: str | None = None) -> tuple[int, int, torch.device]:
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, where
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        except dist.DistNetworkError as error:
+            raise ValueError(f"MASTER_PORT {os.environ.get('MASTER_PORT')}: processes cannot meet there ({error}); "
+                             "give another, or torchrun --standalone, which finds a free one") from None  # fmt: skip
         atexit.register(_leave)
     return dist.get_rank(), dist.get_world_size(), where
+
+
+def peer_is_gone(error: RuntimeError) -> bool:
+    """Whether a collective says that another process has died; gloo has no exception of its own for it."""
+    return isinstance(error, dist.DistError) or any(f"{how} by peer" in str(error) for how in ("closed", "reset"))
 
 
 def barrier() -> None:

@@ -32,16 +32,20 @@ import sys
 import time
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from curriculum import (
     Parser,
+    append_rows,
+    hold,
     load_curriculum,
     load_questions,
     order_settings,
     render,
+    replace_file,
+    say,
     semantic_order,
     stages,
 )
@@ -225,8 +229,13 @@ def check(config: Config, resume: bool) -> None:
         raise ValueError(f"--stages {config.stages}: each needs a step, and --steps is {config.steps}")
     if 0 < config.eval_samples < 16:
         raise ValueError(f"--eval-samples {config.eval_samples}: at least 16, for avg@16 and pass@16, or 0 for none")
-    out = Path(config.out)
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not resume:
+        must_be_free(Path(config.out))
+
+
+def must_be_free(out: Path) -> None:
+    """Raises ValueError where there is a run, or anything else, already; what dies before its config.json is none."""
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {"lock", "config.json.tmp"}):
         raise ValueError(f"{out} is not empty: --resume {out} continues that run, --out DIR starts another")
 
 
@@ -479,8 +488,7 @@ def measure(batch: Batch, config: Config) -> dict[str, float | None]:
     cov = covariance[mask]
     lengths, finished = mask.sum(1).float(), e["finished"].bool()
     kl_weight = batch.whole.kl_weight[mask]
-    treated = kl_weight > 0
-    high = treated & (kl_weight > kl_weight[treated].min()) if treated.any() else treated
+    treated, high = kl_weight > 0, kl_weight >= batch.whole.strong
 
     def mean(x: Tensor) -> float | None:
         return x.float().mean().item() if x.numel() else None
@@ -590,12 +598,6 @@ def probe_rows(run: Run, step: int) -> Iterator[dict]:
 
 
 # ---------------------------------------------------------------------------------------------- files
-def append(path: Path, lines: list[dict]) -> None:
-    """Add JSON lines. A write that fails half-way leaves a torn last line, which `keep_until` drops on resume."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def keep_until(path: Path, step: int) -> list[dict]:
     """Rewrite a file of JSON lines with the steps before `step` only; returns them. A torn last line is said."""
     if not path.exists():
@@ -616,16 +618,9 @@ def keep_until(path: Path, step: int) -> list[dict]:
     return kept
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write beside and rename: whoever looks sees the old file or the new one, never half of one."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first. What is being written has another name."""
-    return sorted(p for p in (folder / "checkpoints").glob("step-*") if p.suffix != ".tmp")
+    return sorted(p for p in (folder / "checkpoints").glob("step-*") if not p.suffix)
 
 
 def training_state(run: Run) -> dict:
@@ -639,8 +634,9 @@ def training_state(run: Run) -> dict:
     return {"model": model, "moments": optimizer["state"]}
 
 
-def refuse_foreign_code(folder: Path) -> None:
-    """A checkpoint's index is a pickle: look at every name in it before torch loads it. Raises ValueError."""
+def read_index(folder: Path) -> dict[str, typing.Any]:
+    """{name: what is stored} of a checkpoint. Its index is a pickle: every name of code in it is looked at before it
+    is used, here and so before torch loads it. Raises ValueError."""
     import pickle
 
     import torch
@@ -656,9 +652,15 @@ def refuse_foreign_code(folder: Path) -> None:
 
     try:
         with (folder / ".metadata").open("rb") as file:
-            Names(file).load()
+            return Names(file).load().state_dict_metadata
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{folder}: not a whole checkpoint ({error}); remove it to use the one before") from None
+
+
+def why(error: BaseException) -> str:
+    """The first cause in a CheckpointException, which holds the traceback of every rank; one line."""
+    cause = next(iter(error.failures.values()))[0]
+    return next(iter(str(cause).splitlines()), type(cause).__name__)
 
 
 def save_checkpoint(run: Run, next_step: int, score: float | None) -> None:
@@ -670,19 +672,23 @@ def save_checkpoint(run: Run, next_step: int, score: float | None) -> None:
     final = run.folder / "checkpoints" / f"step-{next_step:07d}"
     beside = final.with_suffix(".tmp")
     if run.rank == 0:
-        shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed here
+        for left in beside.parent.glob("*.tmp"):  # by a run that was killed here
+            shutil.rmtree(left)
     barrier()
-    dcp.save(training_state(run), checkpoint_id=beside, no_dist=run.world == 1)
+    try:
+        dcp.save(training_state(run), checkpoint_id=beside, no_dist=run.world == 1)
+    except dcp.api.CheckpointException as error:  # which is no Exception
+        raise OSError(f"{beside}: {why(error)}; the checkpoint before is whole") from None
     if run.rank == 0:
-        (beside / "meta.json").write_text(json.dumps({"next_step": next_step, "score": score}))
-        shutil.rmtree(final, ignore_errors=True)
+        replace_file(beside / "meta.json", json.dumps({"next_step": next_step, "score": score}))
         os.replace(beside, final)
         whole = checkpoints(run.folder)
         scores = {p: json.loads((p / "meta.json").read_text())["score"] for p in whole}
         best = max((p for p in whole if scores[p] is not None), key=scores.get, default=None)
         for old in whole[: -run.config.keep_checkpoints]:
             if old != best:
-                shutil.rmtree(old)
+                os.replace(old, beside)  # a kill in the midst leaves nothing that looks whole
+                shutil.rmtree(beside)
     barrier()
 
 
@@ -694,9 +700,16 @@ def load_checkpoint(run: Run) -> int:
     whole = checkpoints(run.folder)
     if not whole:
         return 0
-    refuse_foreign_code(whole[-1])
-    state = training_state(run)
-    dcp.load(state, checkpoint_id=whole[-1], no_dist=run.world == 1)
+    state, index = training_state(run), read_index(whole[-1])
+    ours = {f"model.{name}": weight.shape for name, weight in state["model"].items()}
+    theirs = {name: getattr(stored, "size", None) for name, stored in index.items() if name.startswith("model.")}
+    if other := [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]:
+        raise ValueError(f"{whole[-1]} is of another model than {run.config.model}: {other[0]} is "
+                         f"{theirs.get(other[0], 'not')} there, {ours.get(other[0], 'not')} here")  # fmt: skip
+    try:
+        dcp.load(state, checkpoint_id=whole[-1], no_dist=run.world == 1)
+    except dcp.api.CheckpointException as error:
+        raise ValueError(f"{whole[-1]}: {why(error)}; remove it to use the checkpoint before") from None
     _, optimizer = get_state_dict(run.model, run.optimizer)
     optimizer["state"] = state["moments"]
     set_state_dict(run.model, run.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
@@ -720,8 +733,8 @@ def locate(config: Config) -> tuple[str, str, str | None]:
     return tuple(paths)
 
 
-def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
-    """Load everything, what is quick to refuse first; returns the run, its next step and its metrics so far."""
+def setup(config: Config) -> Run:
+    """Load everything, what is quick to refuse first; writes nothing."""
     model_path, questions_path, heldout_path = locate(config)
     fields = config.question_field, config.answer_field
     questions = load_questions(questions_path, *fields, config.split, config.subset)
@@ -731,10 +744,10 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
 
     import torch
 
-    from rollout import barrier, distributed, load_model, load_tokenizer, shard
+    from rollout import distributed, load_model, load_tokenizer, shard
 
     rank, world, device = distributed(config.device)
-    given, config = config, dataclasses.replace(config, device=device.type)  # none means the best there is here
+    config = dataclasses.replace(config, device=device.type)  # none means the best there is here
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, device, torch.float32, config.attention)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -761,20 +774,34 @@ def setup(config: Config, resume: bool) -> tuple[Run, int, list[dict]]:
     frozen = torch.bfloat16 if device.type == "cuda" else torch.float32  # never updated: no fp32 masters
     reference = shard(load_model(model_path, device, frozen, config.attention)) if needs_reference else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    folder = Path(config.out)
-    run = Run(config, folder, rank, world, device, tokenizer, model, reference, optimizer, prompts, questions,
-              heldout_prompts, heldout, [], read_forks(model_path))  # fmt: skip
-    if rank == 0:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "config.json", json.dumps(asdict(given), indent=2) + "\n")
+    return Run(config, Path(config.out), rank, world, device, tokenizer, model, reference, optimizer, prompts,
+               questions, heldout_prompts, heldout, [], read_forks(model_path))  # fmt: skip
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Inside, no other process writes to the run folder. Raises ValueError when one does already."""
+    if run.rank == 0:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    with hold(run.folder / "lock") if run.rank == 0 else nullcontext():
+        yield
+
+
+def begin(run: Run, given: Config, resume: bool) -> tuple[int, list[dict]]:
+    """Note the config, order the questions, load the newest checkpoint; the next step and the metrics so far."""
+    from rollout import barrier
+
+    if run.rank == 0 and not resume:
+        must_be_free(run.folder)  # once more: another run may have come and gone while we loaded
+        replace_file(run.folder / "config.json", json.dumps(asdict(given), indent=2) + "\n")
     barrier()
-    run.stages = make_stages(run, model_path, questions_path)  # from the start policy: before a checkpoint loads
+    run.stages = make_stages(run, *locate(given)[:2])  # from the start policy: before a checkpoint loads
     start = load_checkpoint(run)
     history = []
-    if rank == 0:
-        history = keep_until(folder / "metrics.jsonl", start)
-        keep_until(folder / "samples.jsonl", start)
-    return run, start, history
+    if run.rank == 0:
+        history = keep_until(run.folder / "metrics.jsonl", start)
+        keep_until(run.folder / "samples.jsonl", start)
+    return start, history
 
 
 def n_stages(config: Config) -> int:
@@ -842,15 +869,27 @@ def held_out(run: Run, samples: int, position: int) -> dict:
                         c.temperature, position_seed(c.seed, position), chunk=at_once)  # fmt: skip
 
 
+def interrupt(signum: int, frame: object) -> None:
+    """SIGTERM while loading, ordering or evaluating: as Ctrl-C. All of these go on where they were."""
+    raise KeyboardInterrupt(signum)
+
+
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Inside, SIGTERM and Ctrl-C ask the loop to stop after this step; a second one stops at once. What was caught."""
+    """Inside, SIGTERM and Ctrl-C ask the loop to stop after this step; a second one stops at once. What was caught.
+
+    The step is finished, not abandoned: on one rank among many there is no place to abandon it where the others agree.
+    torchrun waits 30 s for that, then kills; the run then goes on from the last checkpoint, or from this step with
+    torchrun --shutdown-timeout of more seconds than a step takes.
+    """
     caught: list[int] = []
 
     def note(signum: int, frame: object) -> None:
         caught.append(signum)
-        signal.signal(signum, before[signum])
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)  # by the kernel: at once even inside a matrix product
+        patience = " (torchrun waits 30 s for that, or its --shutdown-timeout)" * ("TORCHELASTIC_RUN_ID" in os.environ)
+        say(f"\nstopping after this step{patience}; once more stops at once")
 
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -873,8 +912,11 @@ def stopping_on_bad_numbers(run: Run, step: int, batch: Batch | None = None) -> 
         where = ""
         if batch is not None:
             path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
-            torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
             where = f"; its tensors are in {path} (torch.load)"
+            try:
+                torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
+            except (OSError, RuntimeError) as full:
+                where = f"; its tensors could not be kept in {path} ({full})"
         raise Broken(f"step {step}: {error}. This update was not applied{where}. "
                      f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}") from None  # fmt: skip
 
@@ -914,8 +956,9 @@ def train(run: Run, start: int, history: list[dict], caught: list[int]) -> int:
     for step in bar:
         m, rows = one_step(run, step)
         if run.rank == 0:
-            append(run.folder / "metrics.jsonl", [m])
-            append(run.folder / "samples.jsonl", rows)
+            for name, added in (("metrics.jsonl", [m]), ("samples.jsonl", rows)):
+                with (run.folder / name).open("ab", buffering=0) as file:
+                    append_rows(file, added)
             history.append(m)
             report(bar, history, c, said)
         # a signal to one rank stops all of them, after the same step
@@ -950,6 +993,7 @@ def report(bar, history: list[dict], config: Config, said: set[str]) -> None:
 
 def save_model(run: Run, folder: Path) -> None:
     """The policy and its tokenizer as an ordinary Hugging Face folder, whole or not at all."""
+    from safetensors import SafetensorError
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -957,7 +1001,10 @@ def save_model(run: Run, folder: Path) -> None:
         beside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         tied = run.model.all_tied_weights_keys  # gathered, a tied head is a copy; saved once, as the start was
-        run.model.save_pretrained(beside, state_dict={k: v for k, v in weights.items() if k not in tied})
+        try:
+            run.model.save_pretrained(beside, state_dict={k: v for k, v in weights.items() if k not in tied})
+        except SafetensorError as error:
+            raise OSError(f"{beside}: {error}; make room") from None
         run.tokenizer.save_pretrained(beside)
         if run.fork_after:
             (beside / "forks.json").write_text(json.dumps({"after": run.fork_after}))
@@ -977,24 +1024,41 @@ def evaluate_and_note(run: Run, name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 broken numbers or disk, 2 bad input, 128 + n stopped by signal n."""
-    run = None
+    """Returns the exit code: 0 done, 1 broken numbers, disk or peer, 2 bad input, 128 + n stopped by signal n."""
+    config, run, running = None, None, False
+
+    def again() -> str:
+        return f"python train.py --resume {config.out}" if run and (run.folder / "config.json").exists() else ""
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         config, resume = parse(argv)
-        run, start, history = setup(config, resume)
-        evaluate_and_note(run, "start")
-        with interruptible() as caught:
-            code = train(run, start, history, caught)
-        if code == 0:
-            finish(run)
-        return code
-    except KeyboardInterrupt:
-        print(f"train.py: interrupted; go on with: python train.py --resume {config.out}", file=sys.stderr)
-        return 130
+        run = setup(config)
+        with alone(run):
+            start, history = begin(run, config, resume)
+            running = True
+            evaluate_and_note(run, "start")
+            with interruptible() as caught:
+                code = train(run, start, history, caught)
+            if code == 0:
+                finish(run)
+            return code
+    except KeyboardInterrupt as stop:
+        say("train.py: interrupted" + (f"; go on with: {again()}" if again() else ""))
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except (Broken, ValueError, OSError) as error:
-        again = f"; when that is mended: python train.py --resume {run.folder}" if run else ""
-        print(f"train.py: {error}{again}", file=sys.stderr)
-        return 1 if run else 2
+        print(f"train.py: {error}" + (f"; when that is mended: {again()}" if again() else ""), file=sys.stderr)
+        return 1 if running or (again() and isinstance(error, OSError)) else 2
+    except RuntimeError as error:
+        from rollout import peer_is_gone
+
+        if not peer_is_gone(error):
+            raise
+        print(f"train.py: another process of this run has ended, so this one (rank {os.environ['RANK']}) does too; "
+              f"its own message says why; then torchrun ... {again()}", file=sys.stderr)  # fmt: skip
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def finish(run: Run) -> None:
