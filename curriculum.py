@@ -262,7 +262,7 @@ def render(questions: Sequence[Question], tokenizer, instruction: str | None = N
     kept = [i for i, n in enumerate(lengths) if n <= max_prompt_tokens]
     if prompts and not kept:
         raise ValueError(f"every prompt is longer than {max_prompt_tokens} tokens (the shortest has {min(lengths)}); "
-                         "raise --max-prompt-tokens")  # fmt: skip
+                         "raise --max-prompt-tokens, as far as the model's context goes")  # fmt: skip
     if len(kept) < len(prompts):
         say(f"{len(prompts) - len(kept)} of {len(prompts)} prompts dropped: longer than {max_prompt_tokens} tokens")
     return [prompts[i] for i in kept], kept
@@ -361,7 +361,7 @@ def stream_rows(path: Path, settings: dict, total: int, work: Callable[[list[int
         raise ValueError(f"{path}: {len(done)} rows of {total}, it was cut short; delete it, or give another --out")
     barrier()  # all ranks have read before one of them writes
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         chunks = [list(range(first, min(first + chunk, total))) for first in range(0, total, chunk)]
         mine = [indices for indices in chunks if not done.keys() >= set(indices)][rank::world]
         bar = tqdm(total=sum(map(len, mine)), desc=path.name, unit="question", disable=rank > 0)
@@ -383,6 +383,14 @@ def stream_rows(path: Path, settings: dict, total: int, work: Callable[[list[int
 
 def _parts(path: Path) -> list[Path]:
     return sorted(Path(part) for part in glob.glob(glob.escape(str(path)) + ".part*"))
+
+
+def make_folder(path: Path) -> None:
+    """With all above it. Raises ValueError that names it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {path} cannot be made ({error.strerror}); give a place that can be written") from None
 
 
 def hold(path: Path) -> FileIO:

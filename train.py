@@ -42,6 +42,7 @@ from curriculum import (
     hold,
     load_curriculum,
     load_questions,
+    make_folder,
     order_settings,
     render,
     replace_file,
@@ -782,7 +783,7 @@ def setup(config: Config) -> Run:
 def alone(run: Run) -> Iterator[None]:
     """Inside, no other process writes to the run folder. Raises ValueError when one does already."""
     if run.rank == 0:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
     with hold(run.folder / "lock") if run.rank == 0 else nullcontext():
         yield
 

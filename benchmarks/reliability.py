@@ -1,12 +1,14 @@
 """The long versions of promises that CI tests in short form; results/reliability.md: last outcome.
 
-    python benchmarks/reliability.py kills  [N]    kill -9 at N random moments, resume, compare with the unkilled run
-    python benchmarks/reliability.py soak   [N]    N steps of a very small setting: memory, open files, step time
-    python benchmarks/reliability.py bombs  [N]    a batch of N hostile answers through the grader
+    python benchmarks/reliability.py kills    [N]  kill -9 at N random moments, resume, compare with the unkilled run
+    python benchmarks/reliability.py soak     [N]  N steps of a very small setting: memory, open files, step time
+    python benchmarks/reliability.py bombs    [N]  a batch of N hostile answers through the grader
+    python benchmarks/reliability.py nonsense [N]  N hypothesis cases graded alone, in threads, in two processes
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -15,20 +17,54 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 SMALL = ["--questions-per-step", "8", "--group-size", "4", "--max-new-tokens", "32", "--curriculum-samples", "2",
          "--eval-samples", "16", "--eval-every", "5", "--checkpoint-every", "2", "--no-figures"]  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+PHASES = {"curriculum": "semantic_order", "sampling and scoring": "collect", "updating": "update",
+          "writing a checkpoint": "save_checkpoint", "evaluating": "held_out"}  # fmt: skip
 
 
-def start(*flags: object) -> subprocess.Popen:
-    """train.py in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(*flags: object, first: str = "") -> subprocess.Popen:
+    """train.py in a process of its own; `first`: code that runs before it."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{first}\nimport train\n"
+               "sys.exit(train.main(sys.argv[1:]))"]  # fmt: skip
+    return subprocess.Popen([*command, *map(str, flags)], env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL)  # fmt: skip
+
+
+def killed_in(phase: str, call: int, delay: float, note: Path, *flags: object) -> str | None:
+    """Start train.py and kill -9 it `delay` seconds into the call-th call of a phase; what it was at, None: it ended.
+
+    The kill comes from a second process, at whatever instruction the first one is.
+    """
+    spy = f"""
+import os, subprocess, train
+left = {call}
+def watch(name, phase):
+    real = getattr(train, name)
+    def watched(*args, **kwargs):
+        global left
+        left -= phase == {phase!r}
+        if phase == {phase!r} and left == 0:
+            subprocess.Popen(["sh", "-c", f"sleep {delay}; kill -9 {{os.getpid()}}"])
+        open({str(note)!r}, "w").write(phase)
+        try:
+            return real(*args, **kwargs)
+        finally:
+            open({str(note)!r}, "w").write("between phases")
+    setattr(train, name, watched)
+for phase, name in {PHASES!r}.items():
+    watch(name, phase)
+"""
+    process = start(*flags, first=spy)
+    return note.read_text() if process.wait() == -9 else None
 
 
 def metrics_without_time(folder: Path) -> list[dict]:
@@ -37,26 +73,26 @@ def metrics_without_time(folder: Path) -> list[dict]:
 
 
 def kills(n: int, scratch: Path) -> str:
-    """Kill one run n times and compare its end with that of a run left alone."""
+    """Kill one run n times, in each phase in turn, and compare its end with that of a run left alone."""
     flags = [*SMALL, "--steps", 150, "--seed", 1]
     assert start(*flags, "--out", scratch / "whole").wait() == 0
-    out, moments, killed = scratch / "killed", random.Random(0), 0
-    while True:
+    out, dice, fell = scratch / "killed", random.Random(0), Counter()
+    targets = ["curriculum"] * (n // 5) + [list(PHASES)[1 + i % 4] for i in range(n - n // 5)]
+    for phase in targets:
         resuming = (out / "config.json").exists()
         if not resuming:
             shutil.rmtree(out, ignore_errors=True)
-        process = start("--resume", out) if resuming else start(*flags, "--out", out)
-        try:
-            # start-up takes some five seconds: in it, or soon after, so that the run does not end before the n-th kill
-            process.wait(moments.uniform(2, 10) if killed < n else None)
+        seconds = 2.0 if phase in ("curriculum", "evaluating") else 0.05 if phase == "writing a checkpoint" else 0.3
+        at = killed_in(phase, dice.randint(1, 1 if phase == "curriculum" else 2), dice.uniform(0, seconds),
+                       scratch / "note", *(["--resume", out] if resuming else [*flags, "--out", out]))  # fmt: skip
+        if at is None:
             break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
+        fell[at] += 1
+    assert start("--resume", out).wait() == 0
     ours, whole = ((scratch / name / "model/model.safetensors").read_bytes() for name in ("killed", "whole"))
     same = ours == whole and metrics_without_time(out) == metrics_without_time(scratch / "whole")
-    return f"killed {killed} times in 150 steps: {'bit for bit the unkilled run' if same else 'DIFFERENT from it'}"
+    return (f"killed {fell.total()} times in 150 steps ({', '.join(f'{k} {v}' for k, v in fell.items())}): "
+            f"{'bit for bit the unkilled run' if same else 'DIFFERENT from it'}")  # fmt: skip
 
 
 def soak(n: int, scratch: Path) -> str:
@@ -70,17 +106,19 @@ def soak(n: int, scratch: Path) -> str:
         try:
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
             files = len(os.listdir(f"/proc/{process.pid}/fd"))
+            children = len(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
             done = (out / "metrics.jsonl").read_text().count("\n") if (out / "metrics.jsonl").exists() else 0
-        except FileNotFoundError:  # it has just ended
+        except (FileNotFoundError, IndexError):  # it has just ended
             break
         if done > n // 10:
-            points.append((done, pages * resource.getpagesize() / 2**20, files))
-    steps, memory, files = zip(*points, strict=True)
+            points.append((done, pages * resource.getpagesize() / 2**20, files, children))
+    steps, memory, files, children = zip(*points, strict=True)
     slope = statistics.linear_regression(steps, memory).slope * 1000
     seconds = [row["seconds"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
     first, last = (statistics.median(part) for part in (seconds[n // 10 : n // 5], seconds[-n // 10 :]))
     return (f"{n} steps, exit code {process.wait()}: memory {memory[0]:.0f} -> {memory[-1]:.0f} MiB ({slope:+.2f} MiB "
             f"per 1,000 steps), open files {files[0]} -> {files[-1]}, "
+            f"child processes {children[0]} -> {children[-1]}, "
             f"median step {first * 1e3:.0f} -> {last * 1e3:.0f} ms")  # fmt: skip
 
 
@@ -99,9 +137,38 @@ def bombs(n: int, scratch: Path) -> str:
     return f"{n} bombs: {time.process_time() - began:.1f} s CPU, the worst {worst * 1e3:.0f} ms"
 
 
+def verdicts(pairs: list[tuple[str, str]]) -> list[str]:
+    """What the verifier makes of (answer, gold) pairs, without its cache."""
+    import verify
+
+    return [repr((verify._read_text(a), verify.grade(f"{b} \\boxed{{{a}}}", b))) for a, b in pairs]
+
+
+def nonsense(n: int, scratch: Path) -> str:
+    """n pairs that hypothesis makes of pieces of notation, graded alone, in four threads at once, in two processes."""
+    from hypothesis import HealthCheck, given, settings
+    from test_verify import NONSENSE
+
+    pairs = []
+    draw = given(NONSENSE, NONSENSE)(lambda a, b: pairs.append((a, b)))
+    settings(max_examples=n, deadline=None, database=None, suppress_health_check=list(HealthCheck))(draw)()
+    began = time.perf_counter()
+    expected, seen = verdicts(pairs), []
+    alone = time.perf_counter() - began
+    threads = [threading.Thread(target=lambda: seen.append(verdicts(pairs))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with multiprocessing.get_context("spawn").Pool(2) as ranks:  # another seed of hash() each
+        seen += ranks.map(verdicts, [pairs, pairs], chunksize=1)
+    assert seen == [expected] * 6, "a verdict depends on the thread or the process that gives it"
+    return f"{len(pairs)} cases: {alone:.1f} s alone; the same verdicts in 4 threads and in 2 processes"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    long = {"kills": (kills, 20), "soak": (soak, 2000), "bombs": (bombs, 1000)}
+    long = {"kills": (kills, 20), "soak": (soak, 2000), "bombs": (bombs, 1000), "nonsense": (nonsense, 20_000)}
     parser.add_argument("what", choices=long)
     parser.add_argument("n", type=int, nargs="?")
     options = parser.parse_args()
