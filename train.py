@@ -519,27 +519,32 @@ def measure(batch: Batch, config: Config) -> dict[str, float | None]:
 
 def troubles(metrics: list[dict], config: Config) -> dict[str, str]:
     """What the metrics so far say is wrong, in words: {name: cause and remedy}. Each is printed once."""
-    m, first = metrics[-1], metrics[0]
-    recent = metrics[-20:]
+    m, first, recent, settings = metrics[-1], metrics[0], metrics[-10:], settings_of(config.method)
     equal = m["groups_all_right"] + m["groups_all_wrong"] == 1
+    unread = m["missing"] + m["unparsed"]
+    readable = unread + m["truncated"] < 0.1
+    selected = m["share_low"] + m["share_high"] + m["share_no_gradient"]
+    selects = {"cov_share", "fork_share", "beta_low"} & settings.keys() and config.beta_low != 0
     found = {
-        "truncated": (first["truncated"] > 0.5, f"{first['truncated']:.0%} of the first answers were cut off at "
-                      f"--max-new-tokens {config.max_new_tokens} and count as wrong; raise it or prompt for less"),
-        "unparsed": (m["missing"] + m["unparsed"] > 0.99, "no answer could be read: does the model put it in \\boxed{} "
-                     "or after 'Answer:'? set --instruction, and look at samples.jsonl"),
+        "truncated": (m["truncated"] > 0.25, f"{m['truncated']:.0%} of the answers were cut off at --max-new-tokens "
+                      f"{config.max_new_tokens} and count as wrong: that teaches to be short, not to be right; raise it "
+                      "or prompt for less"),
+        "unparsed": (m["missing"] > 0.9 or (unread > 0.9 and m["reward"] == 0), "hardly an answer could be read: is it "
+                     "in \\boxed{} or after 'Answer:'? set --instruction, and look at samples.jsonl"),
         "equal groups": (equal, "every group is all right or all wrong: every advantage is 0 and nothing is learned "
                          "from this batch; take easier (or harder) questions or a larger --group-size"),
-        "no reward": (len(recent) >= min(20, config.steps) and not any(r["reward"] for r in recent),
+        "no reward": (len(recent) >= min(10, config.steps) and not any(r["reward"] for r in recent),
                       f"reward was 0 in all of the last {len(recent)} steps: a policy that is never right cannot "
-                      "learn from this reward; take easier questions, a better base, or check the golds"),
+                      "learn from this reward; " + ("its answers can be read, so compare the golds with samples.jsonl"
+                      if readable else "take easier questions or a better base")),
         "collapse": (m["entropy"] < 0.1 * first["entropy"], f"entropy fell to {m['entropy']:.3f} nats, under a tenth "
                      "of its start: the policy is nearly deterministic; lower --lr, or raise --beta-low"),
         "explosion": (m["entropy"] > 2 * first["entropy"] + 0.1, f"entropy rose to {m['entropy']:.2f} nats, over twice "
                       "its start: the policy forgets; lower --lr, --entropy-coef, or --temperature"),
         "gap": (m["logprob_gap"] > GAP[config.device or "cpu"], "sampled and scored log-probs differ by up to "
                 f"{m['logprob_gap']:.3g} nats: the sampling policy is not the one that is trained"),
-        "untreated": (m["share_low"] + m["share_high"] == 0 and "beta_low" in settings_of(config.method)
-                      and config.beta_low != 0, "the treatment selects no token: look at --tau-entropy"),
+        "untreated": (selects and selected == 0 and not equal, f"{config.method} selected no token: the step was plain "
+                      "policy gradient; look at --tau-entropy, --cov-low, --cov-share"),
         "one update": (config.method in ("kl_cov", "sent_release") and config.minibatches * config.epochs == 1,
                        "with one update per rollout a penalty against pi_old has no gradient: this is plain policy "
                        "gradient; use --minibatches 2"),

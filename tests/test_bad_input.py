@@ -6,9 +6,12 @@ at once without torch is in test_train.py.
 
 import json
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import curriculum
 import evaluate
@@ -41,12 +44,14 @@ def write(name, rows):
 
 
 def refused(main, arguments, capsys, *words):
-    """One line on stderr with these words, exit code 2, no traceback, no new file."""
+    """One line on stderr with these words, exit code 2, no traceback, no new file, in 5 s."""
     before = {p: p.stat().st_mtime_ns for p in Path(".").rglob("*") if p.is_file()}
+    began = time.process_time()  # of the CPU: a busy neighbour is not our fault
     try:
         code = main([str(a) for a in arguments])
     except SystemExit as stop:
         code = stop.code
+    assert time.process_time() - began < 5
     said = capsys.readouterr().err.strip()
     assert code == 2, said
     last = [line for line in said.splitlines() if line.strip()][-1]
@@ -101,6 +106,15 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
     ("--out full", "full"),
     ("--out good.jsonl", "good.jsonl"),
     ("--out good.jsonl/below", "good.jsonl"),
+    ("--resume torn", "torn/config.json"),
+    ("--method high_entropy_kl --tau-entropy 100%", "100%"),
+    ("--beta-high 0", "beta_high"),
+    ("--kl-coef -1", "kl_coef"),
+    ("--clip-low nan", "clip_low"),
+    ("--weight-decay -1", "--weight-decay"),
+    ("--eval-samples 8", "--eval-samples"),
+    ("--stages 9 --steps 8", "--stages"),
+    ("--method grpo --reverse", "--stages"),
 ]
 
 
@@ -108,6 +122,8 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
 def test_flags_are_refused(here, capsys, line, word):
     Path("unknown.json").write_text('{"colour": "red"}')
     Path("typed.json").write_text('{"steps": "many"}')
+    Path("torn").mkdir()
+    Path("torn/config.json").write_text('{"steps": 3, "me')
     Path("full").mkdir()
     Path("full/something").write_text("x")
     arguments = line.split()
@@ -139,6 +155,66 @@ def test_questions_are_refused(here, capsys, name, script):
     write("questions.jsonl", rows)
     out = ["--out", "run"] if script is train else ["--out", "order.jsonl"]
     refused(script.main, ["--model", "model", "--questions", "questions.jsonl", *out], capsys, "questions.jsonl", word)
+
+
+SCRIPTS = {"train": (train, "--model model --questions {} --out run"),
+           "curriculum": (curriculum, "--model model --questions {} --out order.jsonl"),
+           "evaluate": (evaluate, "--model model --benchmarks b={} --out e")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_line_of_a_gigabyte_is_refused(here, capsys, name):
+    with open("huge.jsonl", "wb") as file:
+        file.truncate(2**30)  # a hole: it takes no room
+    script, line = SCRIPTS[name]
+    refused(script.main, line.format("huge.jsonl").split(), capsys, "huge.jsonl, line 1", "longer than 16 MB")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_port_in_use_is_refused(here, capsys, monkeypatch, name):
+    """As torchrun sets it up, or a script on a cluster: rank 0 has to listen where somebody already does."""
+    with socket.create_server(("localhost", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        for variable, value in one.items():
+            monkeypatch.setenv(variable, value)
+        script, line = SCRIPTS[name]
+        refused(script.main, line.format("good.jsonl").split(), capsys, port, "another")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("place", ["/proc/nowhere", "good.jsonl/below"])
+def test_a_place_that_cannot_be_written_is_refused(here, capsys, name, place):
+    script, line = SCRIPTS[name]
+    line = line.format("good.jsonl").split()[:-1] + [f"{place}/o.jsonl" if name == "curriculum" else place]
+    if name == "train":
+        line += ["--stages", "1", "--eval-samples", "0"]
+    refused(script.main, line, capsys, place, "--out" if place.startswith("/proc") else "good.jsonl")
+
+
+@pytest.mark.parametrize("line, word", [
+    ("--samples 1", "--samples"), ("--samples many", "--samples"), ("--temperature nan", "--temperature"),
+    ("--seed -1", "--seed"), ("--chunk 0", "--chunk"), ("--estimator guess", "--estimator"),
+    ("--device tpu", "--device"), ("--max-new-tokens 0", "--max-new-tokens"), ("--no-such-flag", "--no-such-flag"),
+    ("--max-new-tokens 100000", "--max-new-tokens"), ("--max-prompt-tokens 1", "--max-prompt-tokens"),
+    ("--answer-field solution", "solution"), ("--question-field text", "text"),
+])  # fmt: skip
+def test_flags_of_curriculum_are_refused(here, capsys, line, word):
+    arguments = "--model model --questions good.jsonl --out order.jsonl".split() + line.split()
+    refused(curriculum.main, arguments, capsys, word)
+
+
+@pytest.mark.parametrize("settings, word", [({"seed": 1}, "seed: 1 there, 0 here"), ({"fingerprint": "f00"}, "f00"),
+                                            ({"M": 2}, "M: 2 there"), ({}, "content")])  # fmt: skip
+def test_a_curriculum_made_otherwise_is_not_continued(here, capsys, settings, word):
+    """Of another seed, another model, another M, other questions: refused, and left as it is."""
+    flags = ["--model", "model", "--questions", "good.jsonl", "--out", "order.jsonl", "--max-new-tokens", "4"]
+    assert curriculum.main(flags) == 0
+    head, *rows = Path("order.jsonl").read_text().splitlines()
+    write("order.jsonl", [{"settings": json.loads(head)["settings"] | settings}, *rows])
+    if not settings:
+        write("good.jsonl", GOOD[:5])
+    refused(curriculum.main, flags, capsys, "order.jsonl was made with other settings", word, "--out")
 
 
 def test_invalid_utf8_is_refused(here, capsys):
@@ -189,11 +265,106 @@ def gone():
     shutil.rmtree("model")
 
 
+def short_context():
+    path = Path("model/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 66}))  # 64 for the answer
+
+
+def shorter_context():
+    path = Path("model/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 64}))
+
+
+def pickled():
+    """Weights as a pickle that would run something: there is nothing else to load, and it is not opened."""
+    Path("model/model.safetensors").unlink()
+    torch.save({"weights": Evil()}, "model/pytorch_model.bin")
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def remote_code():
+    """A model of its own kind, whose class stands in a file beside it."""
+    path = Path("model/config.json")
+    own = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    Path("model/evil.py").write_text(f"open({str(Path('executed').absolute())!r}, 'w').close()\n")
+
+
 @pytest.mark.parametrize("spoil", [without_eos, without_tokenizer, without_weights, torn_weights, other_shape,
-                                   small_vocabulary, gone], ids=lambda f: f.__name__)  # fmt: skip
-def test_models_are_refused(here, capsys, spoil):
+                                   small_vocabulary, gone, short_context, shorter_context, pickled, remote_code],
+                         ids=lambda f: f.__name__)  # fmt: skip
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_models_are_refused(here, capsys, spoil, script):
     spoil()
-    refused(train.main, ["--model", "model", "--questions", "good.jsonl", "--out", "run"], capsys, "model")
+    (script, line), limit = SCRIPTS[script], []
+    if "context" in spoil.__name__:
+        limit = ["--max-new-tokens", "64"]
+    refused(script.main, line.format("good.jsonl").split() + limit, capsys, "context" if limit else "model")
+    assert not Path("executed").exists()
+
+
+SHORT = "--model model --questions good.jsonl --out run --steps 1 --stages 1 --questions-per-step 2 --group-size 4 " \
+    "--max-new-tokens 8 --eval-samples 0 --no-figures"  # fmt: skip
+
+
+def pad_is_eos():
+    eos = json.loads(Path("model/tokenizer_config.json").read_text())["eos_token"]
+    spoil_tokenizer(lambda c: c | {"pad_token": eos})
+
+
+def no_pad():
+    spoil_tokenizer(lambda c: {k: v for k, v in c.items() if k != "pad_token"})
+
+
+def large_vocabulary():
+    """As Qwen's: more rows than the tokenizer has tokens, and a policy that samples them."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("model")
+    model.resize_token_embeddings(model.config.vocab_size + 40, mean_resizing=False)
+    model.save_pretrained("model")
+
+
+def foreign_weights():
+    """A model trained further by a pickle beside the safetensors: which are there, so nobody looks at it."""
+    torch.save({"weights": Evil()}, "model/pytorch_model.bin")
+
+
+@pytest.mark.parametrize("spoil", [pad_is_eos, no_pad, large_vocabulary, foreign_weights], ids=lambda f: f.__name__)
+def test_models_that_are_odd_but_sound_are_trained(here, spoil):
+    spoil()
+    assert train.main(SHORT.split()) == 0
+    metrics = json.loads(Path("run/metrics.jsonl").read_text())
+    assert metrics["tokens"] > 0 and metrics["logprob_gap"] < 1e-4 and not Path("executed").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(here, capsys):
+    assert train.main(SHORT.split()) == 0
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for change in ({"hidden_size": 24, "intermediate_size": 8}, {"num_hidden_layers": 2}):
+        config = AutoConfig.from_pretrained("model")
+        config.update(change)
+        AutoModelForCausalLM.from_config(config).save_pretrained("model")
+        refused(train.main, ["--resume", "run"], capsys, "step-0000001 is of another model than model", "there", "here")
+
+
+def test_a_torn_checkpoint_is_refused(here, capsys):
+    assert train.main(SHORT.split()) == 0
+    data = next(Path("run/checkpoints").glob("step-*/*.distcp"))
+    data.write_bytes(data.read_bytes()[:100])
+    refused(train.main, ["--resume", "run"], capsys, "step-0000001", "checkpoint before")
+
+
+def test_a_curriculum_of_another_model_is_used_and_said(here, capsys):
+    rows = [{"id": str(i), "index": i, "se": float(i), "accuracy": 0.5} for i in range(6)]
+    write("order.jsonl", [{"settings": {"Q": 6, "model": "theirs", "fingerprint": "f00"}}, *rows])
+    assert train.main(f"{SHORT} --steps 2 --stages 2 --curriculum order.jsonl".split()) == 0
+    assert "was made with model theirs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, rows, word", [
@@ -217,11 +388,20 @@ def test_curricula_are_refused(here, capsys, name, rows, word):
     ("--model model --benchmarks good=good.jsonl --k 16 --samples 8 --out e", "16"),
     ("--model model --benchmarks good=good.jsonl --temperature 0 --out e", "temperature"),
     ("--model model --benchmarks good=good.jsonl --top-p 2 --out e", "top"),
+    ("--model model --benchmarks good=good.jsonl --top-p 0 --out e", "top"),
+    ("--model model --benchmarks good=good.jsonl,good=good.jsonl --out e", "twice"),
+    ("--model model model --benchmarks good=good.jsonl --out e", "twice"),
+    ("--model model --benchmarks good=good.jsonl --no-such-flag --out e", "--no-such-flag"),
 ])  # fmt: skip
 def test_evaluations_are_refused(here, capsys, line, word):
     refused(evaluate.main, line.split(), capsys, word)
 
 
-@pytest.mark.parametrize("line, word", [("nowhere", "nowhere"), ("model", "metrics.jsonl"), ("", "")])
+@pytest.mark.parametrize("line, word", [("nowhere", "nowhere"), ("model", "metrics.jsonl"), ("", ""),
+                                        ("empty", "metrics.jsonl"), ("damaged", "metrics.jsonl"),
+                                        ("model --no-such-flag", "--no-such-flag")])  # fmt: skip
 def test_figures_are_refused(here, capsys, line, word):
+    for name, text in (("empty", ""), ("damaged", '{"step": 0}\n{"st\n{"step": 2}\n')):
+        Path(name).mkdir()
+        Path(name, "metrics.jsonl").write_text(text)
     refused(figures.main, line.split(), capsys, word)

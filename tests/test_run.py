@@ -20,6 +20,9 @@ import torch
 import train
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from reliability import killed_in, small_task, start  # noqa: E402
+
 SMALL = ["--questions-per-step", "4", "--group-size", "4", "--max-new-tokens", "32", "--curriculum-samples", "2",
          "--stages", "2", "--eval-samples", "16", "--eval-every", "2", "--no-figures", "--device", "cpu"]  # fmt: skip
 
@@ -27,11 +30,7 @@ SMALL = ["--questions-per-step", "4", "--group-size", "4", "--max-new-tokens", "
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """Model folder, questions and held-out questions: the embedded task, built small."""
-    from arithmetic import Settings, ensure
-
-    easy = dict(levels=(1,), warm_levels=(1,), largest_digit=4)  # right a third of the time after four seconds
-    settings = Settings(train_questions=16, heldout_questions=6, hidden=32, layers=1, heads=2, steps=300, **easy)
-    return ensure(tmp_path_factory.mktemp("cache"), settings=settings, quiet=True)
+    return [Path(path) for path in small_task(tmp_path_factory.mktemp("cache"))[1::2]]
 
 
 def flags(base, out, *more):
@@ -93,9 +92,6 @@ def test_the_final_model_is_an_ordinary_folder(whole):
 
 def test_killed_and_resumed_is_the_uninterrupted_run(base, whole, tmp_path):
     """kill -9 in three phases; twenty times, and in all of them: benchmarks/reliability.py."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from reliability import killed_in
-
     out, dice = tmp_path / "run", random.Random(0)
     command, fell = flags(base, out, "--steps", "4", "--checkpoint-every", "1"), []
     for phase, call in (("evaluating", 1), ("updating", 2), ("writing a checkpoint", 1)):
@@ -344,9 +340,6 @@ def test_sigterm_outside_the_loop_says_how_to_go_on(base, whole, tmp_path, monke
 
 def test_a_second_ctrl_c_stops_at_once(base, tmp_path):
     """The first asks for the end of the step, which here would take ten minutes."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from reliability import start
-
     note = tmp_path / "note"
     slow = f"import train, time; train.update = lambda *_: (open({str(note)!r}, 'w').close(), time.sleep(600))"
     process = start(*flags(base, tmp_path / "run", "--steps", "2", "--stages", "1", "--eval-samples", "0"), first=slow)
