@@ -527,8 +527,8 @@ def troubles(metrics: list[dict], config: Config) -> dict[str, str]:
     selects = {"cov_share", "fork_share", "beta_low"} & settings.keys() and config.beta_low != 0
     found = {
         "truncated": (m["truncated"] > 0.25, f"{m['truncated']:.0%} of the answers were cut off at --max-new-tokens "
-                      f"{config.max_new_tokens} and count as wrong: that teaches to be short, not to be right; raise it "
-                      "or prompt for less"),
+                      f"{config.max_new_tokens} and count as wrong: that teaches to be short, not right; raise it, or "
+                      "prompt for less"),
         "unparsed": (m["missing"] > 0.9 or (unread > 0.9 and m["reward"] == 0), "hardly an answer could be read: is it "
                      "in \\boxed{} or after 'Answer:'? set --instruction, and look at samples.jsonl"),
         "equal groups": (equal, "every group is all right or all wrong: every advantage is 0 and nothing is learned "
