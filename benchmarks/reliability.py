@@ -29,6 +29,9 @@ SMALL = ["--questions-per-step", "4", "--group-size", "4", "--max-new-tokens", "
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 PHASES = {"curriculum": "semantic_order", "sampling and scoring": "collect", "updating": "update",
           "writing a checkpoint": "save_checkpoint", "evaluating": "held_out"}  # fmt: skip
+BOMBS = [r"\boxed{9^{9^9}}", r"\boxed{100000!}", "\\boxed{" * 1000, "{" * 10**6, r"\boxed{" + "(" * 5000 + "}",
+         r"\boxed{\binom{1000000000}{500000000}}", "9**" * 10**5 + "9", r"\boxed{\frac{" * 500, "1e9999999999",
+         r"\boxed{" + "1+" * 10**5 + "1}", r"\boxed{\sum_{k=1}^{1000000000} k}"]  # fmt: skip
 
 
 def small_task(cache: Path) -> list[str]:
@@ -136,13 +139,10 @@ def bombs(n: int, scratch: Path) -> str:
     """n hostile answers, graded in one process."""
     from verify import grade
 
-    kinds = [r"\boxed{9^{9^9}}", r"\boxed{100000!}", "\\boxed{" * 1000, "{" * 10**6, r"\boxed{" + "(" * 5000 + "}",
-             r"\boxed{\binom{1000000000}{500000000}}", "9**" * 10**5 + "9", r"\boxed{\frac{" * 500, "1e9999999999",
-             r"\boxed{" + "1+" * 10**5 + "1}", r"\boxed{\sum_{k=1}^{1000000000} k}"]  # fmt: skip
     began, worst = time.process_time(), 0.0
     for i in range(n):
         one = time.process_time()
-        grade(kinds[i % len(kinds)], "7")
+        grade(BOMBS[i % len(BOMBS)], "7")
         worst = max(worst, time.process_time() - one)
     return f"{n} bombs: {time.process_time() - began:.1f} s CPU, the worst {worst * 1e3:.0f} ms"
 

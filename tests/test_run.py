@@ -1,5 +1,7 @@
 """Whole runs of train.py on a tiny base: end to end, killed and resumed, micro-batched, in two processes."""
 
+import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -21,7 +23,7 @@ import train
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from reliability import killed_in, small_task, start  # noqa: E402
+from reliability import BOMBS, killed_in, small_task, start  # noqa: E402
 
 SMALL = ["--questions-per-step", "4", "--group-size", "4", "--max-new-tokens", "32", "--curriculum-samples", "2",
          "--stages", "2", "--eval-samples", "16", "--eval-every", "2", "--no-figures", "--device", "cpu"]  # fmt: skip
@@ -365,6 +367,23 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(base, whole, tmp_path, 
     (train.checkpoints(out)[-1] / ".metadata").write_bytes(pickle.dumps(Evil()))
     assert train.main(["--resume", str(out)]) == 2
     assert "mkdir" in capsys.readouterr().err and not (tmp_path / "executed").exists()
+
+
+def test_a_model_that_writes_bombs_is_trained(base, tmp_path, monkeypatch):
+    """Power towers, a megabyte of braces: graded, not right, and the run goes on."""
+    import rollout
+
+    real, bombs = rollout.sample, itertools.cycle(BOMBS)
+
+    def hostile(*arguments, **options):
+        drawn = real(*arguments, **options)
+        return dataclasses.replace(drawn, texts=[next(bombs) for _ in drawn.texts])
+
+    monkeypatch.setattr(rollout, "sample", hostile)
+    began = time.process_time()
+    assert train.main(flags(base, tmp_path / "run", "--steps", "3")) == 0
+    assert time.process_time() - began < 60
+    assert [m["reward"] for m in lines(tmp_path / "run" / "metrics.jsonl")] == [0, 0, 0]
 
 
 def test_questions_the_base_cannot_read_are_said_to_teach_nothing(base, tmp_path, capsys):

@@ -407,6 +407,17 @@ def test_other_processes_agree(seed):
     assert run.stdout.strip() == digest()
 
 
+def test_nonsense_and_bombs_in_threads_and_processes():
+    """2,000 cases here, 20,000 in benchmarks/reliability.py nonsense; 1,000 bombs may cost a minute."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    from reliability import bombs, nonsense
+
+    assert "2000 cases" in nonsense(2_000, None)
+    start = time.process_time()
+    bombs(1_000, None)
+    assert time.process_time() - start < 60
+
+
 def test_nothing_is_executed(tmp_path):
     target = tmp_path / "pwned"
     for code in (f"__import__('os').system('touch {target}')", f"open('{target}','w')", f"lambda: open('{target}')"):
