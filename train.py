@@ -344,10 +344,7 @@ def in_global_order(local: Tensor, config: Config, world: int) -> Tensor:
 
 
 def collect(run: Run, step: int) -> Batch:
-    """Questions -> samples -> rewards -> advantages -> treatment. No gradient anywhere.
-
-    Raises FloatingPointError on numbers that are none.
-    """
+    """Questions -> samples -> rewards -> advantages -> treatment. No gradient anywhere."""
     import torch
 
     from rollout import gathered, position_seed, sample, score
@@ -392,9 +389,6 @@ def collect(run: Run, step: int) -> Batch:
     rows = in_global_order(torch.stack(list(per_row.values()), 1).to(old.device), c, run.world)  # [B, 5]
     everything = dict(zip([*per_token, *per_row], [*tokens.unbind(1), *rows.unbind(1)], strict=True))
     everything["mask"] = everything["mask"].bool()
-    for name in ("sampled", "old", "ref", "entropy"):
-        if not everything[name].isfinite().all():
-            raise FloatingPointError(f"{name}: log-probs or entropies that are not numbers")
     whole = treat(c.method, steady(everything["old"]), steady(everything["entropy"]), everything["advantages"],
                   everything["mask"], seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
     own = torch.arange(len(tokens)).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
@@ -905,33 +899,41 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
+def refuse_bad_numbers(run: Run, batch: Batch) -> None:
+    """Raises FloatingPointError that names the tensor, and the question whose answer it comes from."""
+    for name in ("sampled", "old", "ref", "entropy"):
+        bad = (~batch.everything[name].isfinite()).any(1).nonzero()
+        if len(bad):
+            question = run.questions[batch.questions[int(bad[0]) // run.config.group_size]].id
+            raise FloatingPointError(f"{name}: {len(bad)} answers, the first to question {question}, have log-probs or "
+                                     "entropies that are not numbers")  # fmt: skip
+
+
 @contextmanager
-def stopping_on_bad_numbers(run: Run, step: int, batch: Batch | None = None) -> Iterator[None]:
+def stopping_on_bad_numbers(run: Run, step: int, batch: Batch) -> Iterator[None]:
     """FloatingPointError -> Broken that names step and questions, the batch beside the run's files for inspection."""
     import torch
 
     try:
         yield
     except FloatingPointError as error:
-        c = run.config
-        ids = [run.questions[q].id for q in batch_at(step, c.steps, run.stages, c.questions_per_step, c.seed)]
-        where = ""
-        if batch is not None:
-            path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
-            where = f"; its tensors are in {path} (torch.load)"
-            try:
-                torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
-            except (OSError, RuntimeError) as full:
-                where = f"; its tensors could not be kept in {path} ({full})"
-        raise Broken(f"step {step}: {error}. This update was not applied{where}. "
+        ids = [run.questions[q].id for q in batch.questions]
+        path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
+        kept = f"Its tensors are in {path} (torch.load)"
+        try:
+            torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
+        except (OSError, RuntimeError) as full:
+            kept = f"Its tensors could not be kept in {path} ({full})"
+        raise Broken(f"step {step}: {error}. This update was not applied. {kept}. "
                      f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}") from None  # fmt: skip
 
 
 def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     """Rollout, update and, when due, evaluation: the step's line for metrics.jsonl and its rows for samples.jsonl."""
     c, began = run.config, time.perf_counter()
-    with stopping_on_bad_numbers(run, step):
-        batch = collect(run, step)
+    batch = collect(run, step)
+    with stopping_on_bad_numbers(run, step, batch):
+        refuse_bad_numbers(run, batch)
     m = {"step": step, "stage": stage_at(step, c.steps, len(run.stages)), **measure(batch, c)}
     if step == 0 and m["logprob_gap"] > GAP[c.device]:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")

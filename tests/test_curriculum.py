@@ -391,6 +391,31 @@ def test_a_full_disk_loses_nothing(tmp_path, capsys):  # capsys: what is said go
     assert (tmp_path / "f").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_two_processes_do_not_write_one_file(tmp_path):
+    """Whoever comes second is refused, and changes nothing; an end of the first in between is noticed too."""
+    with pytest.raises(KeyboardInterrupt):
+        stream(tmp_path / "f", Work(dies=3))
+    before = (tmp_path / "f.part0").read_bytes()
+    with curriculum.hold(tmp_path / "f.part0"):  # as another process would: the lock is the open file's
+        work = Work()
+        with pytest.raises(ValueError, match="f.part0: another process is writing here.*--out"):
+            stream(tmp_path / "f", work)
+    assert work.asked == [] and (tmp_path / "f.part0").read_bytes() == before
+    stream(tmp_path / "f", Work())
+    whole = (tmp_path / "f").read_bytes()
+    (tmp_path / "f").rename(tmp_path / "later")
+    hold = curriculum.hold
+
+    def late(path):
+        (tmp_path / "later").rename(tmp_path / "f")
+        return hold(path)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="just been made"):
+        patch.setattr(curriculum, "hold", late)
+        stream(tmp_path / "f", Work())
+    assert (tmp_path / "f").read_bytes() == whole
+
+
 def test_parts_of_other_ranks_are_used(tmp_path):
     header = {"settings": {"seed": 0, "model": "m"}}
     write(tmp_path / "f.part1", [header, *map(made, (3, 4, 5))])

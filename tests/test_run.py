@@ -80,6 +80,8 @@ def test_end_to_end(whole):
     assert "eval_avg_at_16" in metrics[1] and "eval_avg_at_16" not in metrics[0]
     evaluation = json.loads((whole / "evaluation.json").read_text())
     assert set(evaluation) == {"start", "end"}
+    # checkpoint-every 1: the newest two, and the only one that was evaluated
+    assert [p.name for p in train.checkpoints(whole)] == ["step-0000002", "step-0000003", "step-0000004"]
     assert {"settings"} == set(lines(whole / "curriculum.jsonl")[0])
     row = lines(whole / "samples.jsonl")[0]
     assert len(row["tokens"]) == len(row["entropy"]) == len(row["kl_weight"]) == len(row["fork"])
@@ -267,6 +269,31 @@ def test_bad_numbers_stop_the_run_before_they_are_applied(base, tmp_path, monkey
     assert len(kept["questions"]) == 4 and kept["entropy"].shape == kept["mask"].shape
     assert [m["step"] for m in lines(out / "metrics.jsonl")] == [0]
     assert [p.name for p in train.checkpoints(out)] == ["step-0000001"]
+
+
+def test_log_probs_that_are_no_numbers_stop_the_run(base, tmp_path, monkeypatch, capsys):
+    """Before anything is made of them; the message names tensor and question."""
+    import rollout
+
+    out, real, calls = tmp_path / "run", rollout.score, []
+
+    def poison(*arguments, **options):
+        logprobs, entropy = real(*arguments, **options)
+        if len(logprobs) == 16 and not calls:
+            calls.append(1)
+            logprobs = logprobs.clone()
+            logprobs[5, 0] = float("-inf")  # G = 4: of the second question
+        return logprobs, entropy
+
+    monkeypatch.setattr(rollout, "score", poison)
+    with small_disk(2_000):  # and a full disk does not hide what is wrong
+        assert train.main(flags(base, out, "--steps", "1", "--stages", "1", "--eval-samples", "0")) == 1
+    said = capsys.readouterr().err
+    assert "step 0: old: 1 answers, the first to question" in said and "Traceback" not in said
+    named, listed = re.search(r"to question (\S+),.*Questions: (.*?);", said).groups()
+    assert listed.split(", ")[1] == named
+    assert re.search(r"could not be kept in \S+broken-step-0000000-rank0.pt", said)
+    assert not (out / "metrics.jsonl").exists()
 
 
 @contextmanager
