@@ -313,7 +313,7 @@ NONSENSE = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.list
     st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=30)
 
 
-@settings(max_examples=6_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=2_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(NONSENSE, NONSENSE)
 def test_nothing_raises_and_keys_are_an_equivalence(a, b):
     key = answer_key(a)
