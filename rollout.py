@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import inspect
 import os
 import time
 from collections.abc import Iterator
@@ -92,9 +93,13 @@ def load_model(path: str | Path, device: torch.device | str, dtype: torch.dtype,
     Raises ValueError for a missing folder, weights that cannot be loaded, a vocabulary smaller than the tokenizer's,
     and an architecture that does to its logits what score() does not know.
     """
+    from huggingface_hub.utils import enable_progress_bars
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # bars for reading and writing weights, which take seconds ...
+    enable_progress_bars()  # ... but not those of downloads
     tokenizer = load_tokenizer(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -177,9 +182,14 @@ def _pad(rows: list[list[int]], value: int, device) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+def _cache_name(model) -> str:
+    """What forward takes and returns the cache as: transformers 5.24 renamed it and warns at the old name."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def _questions_at_once(model, prompt_width: int, group_size: int, max_new_tokens: int, cache_gib: float) -> int:
     """How many questions' groups fit the cache at its widest. Raises ValueError when not one does."""
-    one = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    one = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)[_cache_name(model)]
     per_token = sum(x.nbytes for layer in one.layers for x in (layer.keys, layer.values) if x is not None)
     per_group = per_token * group_size * (prompt_width + max_new_tokens) / 2**30
     if per_group > cache_gib:
@@ -259,7 +269,7 @@ def _read(model, prompts: list[list[int]], group_size: int, first_row: int) -> _
     tokens, mask = _pad(prompts, 0, model.device)
     out = model(input_ids=tokens, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True,
                 logits_to_keep=1)  # fmt: skip
-    cache = out.past_key_values
+    cache = out[_cache_name(model)]
     cache.layers = [_RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     batch = _Batch(cache, out.logits[:, -1], torch.arange(len(prompts), device=model.device), mask.sum(1),
                    torch.zeros_like(mask[:, 0], dtype=torch.long))  # fmt: skip
@@ -276,7 +286,7 @@ def _decode(model, prompts: list[list[int]], u: Tensor, tokens: Tensor, logprobs
     would compute mostly nothing on ragged lengths. Questions that wait come in when a quarter of the places is free.
     """
     group_size, last = len(tokens) // len(prompts), tokens.shape[1] - 1
-    widest = max(map(len, prompts)) + last
+    widest, name = max(map(len, prompts)) + last, _cache_name(model)
     batch, waiting = None, 0
     while batch is not None or waiting < len(prompts):
         free = at_once - (0 if batch is None else -(-len(batch.rows) // group_size))
@@ -299,7 +309,7 @@ def _decode(model, prompts: list[list[int]], u: Tensor, tokens: Tensor, logprobs
         width = batch.cache.get_seq_length() + 1
         mask = torch.arange(width, device=token.device) >= width - batch.length[:, None]
         batch.logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=batch.length[:, None] - 1,
-                             past_key_values=batch.cache, use_cache=True).logits[:, -1]  # fmt: skip
+                             use_cache=True, **{name: batch.cache}).logits[:, -1]  # fmt: skip
 
 
 @torch.no_grad()

@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--variant", choices=VARIANTS, help="measure this one in this process and print JSON")
+    parser.add_argument("--skip", nargs="*", default=[], choices=list(VARIANTS)[1:], help="not these")
     o = parser.parse_args()
     import torch
 
@@ -129,9 +130,9 @@ def main() -> None:
         return
     arguments = [x for name in ("tokens", "vocabulary", "hidden", "dtype", "device")
                  for x in (f"--{name}", str(getattr(o, name)))]  # fmt: skip
-    rows = {name: row(name, arguments) for name in VARIANTS}
+    rows = {name: row(name, arguments) for name in VARIANTS if name not in o.skip}
     base = rows["three matrix products"]["seconds"]
-    theirs = rows["TRL"]["gib"] if isinstance(rows["TRL"], dict) else math.nan
+    theirs = rows["TRL"]["gib"] if isinstance(rows.get("TRL"), dict) else math.nan
     threads = "" if o.device == "cuda" else f", {torch.get_num_threads()} thread(s)"
     print(f"{o.tokens:,} tokens x {o.vocabulary:,}, hidden {o.hidden}, {o.dtype}, {o.device}{threads}, "
           f"torch {torch.__version__}\n\n| | s | times the floor | peak GiB | smaller than TRL's by |\n"

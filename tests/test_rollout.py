@@ -267,7 +267,7 @@ def test_rows_takes_a_subset_without_the_padding_of_others(drawn):
 # ---------------------------------------------------------------------------------------------- sampling
 def gib_for(model, questions, group_size, max_new_tokens):
     """A cache_gib that holds so many questions of PROMPTS at a time."""
-    cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
+    cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True)[R._cache_name(model)]
     token = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     return token * group_size * (max(map(len, PROMPTS)) + max_new_tokens) * (questions + 0.5) / 2**30
 
