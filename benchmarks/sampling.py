@@ -3,7 +3,7 @@
     python benchmarks/sampling.py                     a 1 M-parameter Qwen2 on CPU, the Qwen2.5-1.5B config on a GPU
     python benchmarks/sampling.py --equal             no row ends early: the worst case for what we do
     python benchmarks/sampling.py --cache-gib 4       questions wait for places in the cache
-    python benchmarks/sampling.py --skip generate     the slow one
+    python benchmarks/sampling.py --only ours static  only these, the second a candidate for GPUs (static.py)
 
 Weights are random. A share of the vocabulary counts as EOS, so lengths are geometric: most rows end early, a few run
 to the limit, as real ones do. All samplers draw from the whole softmax at temperature 1 and stop at the same tokens; a
@@ -12,7 +12,9 @@ is what memory allows: weights and living rows' cache, read once a step at the m
 """
 
 import argparse
+import json
 import random
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -75,7 +77,7 @@ def generate(model, prompts, o) -> list[int]:
     width = max(map(len, ids))
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    new = model.generate(input_ids=tokens, attention_mask=mask)[:, width:]
+    new = model.generate(input_ids=tokens, attention_mask=mask, max_new_tokens=o.max_new_tokens)[:, width:]
     ended = torch.isin(new, torch.tensor(model.generation_config.eos_token_id or [-7], device=new.device))
     return torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1]).tolist()
 
@@ -87,11 +89,28 @@ def continuous(model, prompts, o) -> list[int]:
     settings = ContinuousBatchingConfig(return_logprobs=True, seed=0)
     if o.device == "cpu":  # left alone it takes most of the machine's memory
         settings.num_blocks, settings.page_size, settings.max_batch_tokens = 4 * len(ids), 64, 4096
+    model.generation_config.max_new_tokens = o.max_new_tokens
     out = model.generate_batch(ids, model.generation_config, settings)
     return [len(request.generated_tokens) for request in out.values()]
 
 
-SAMPLERS = {"ours": ours, "generate": generate, "continuous": continuous}
+def ours_grouped(model, prompts, o) -> list[int]:
+    """Ours, with the attention of static.py."""
+    from static import grouped_attention
+
+    with grouped_attention(model):
+        return ours(model, prompts, o)
+
+
+def static(model, prompts, o) -> list[int]:
+    import static as candidate
+
+    r = candidate.sample(model, Numbers(o.equal), prompts, o.group_size, o.max_new_tokens, 1.0, 0)
+    return r.mask.sum(1).tolist()
+
+
+SAMPLERS = {"ours": ours, "ours, grouped attention": ours_grouped, "static": static, "generate": generate,
+            "continuous": continuous}  # fmt: skip
 
 
 def limit(model, lengths: list[int], prompt: int) -> float:
@@ -107,6 +126,7 @@ def limit(model, lengths: list[int], prompt: int) -> float:
         other.copy_(block)
     torch.cuda.synchronize()
     bandwidth = 10 * 2 * 2**30 / (time.perf_counter() - began)  # a copy reads and writes
+    del block, other
     config = model.config
     head = config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.dtype.itemsize
@@ -115,7 +135,27 @@ def limit(model, lengths: list[int], prompt: int) -> float:
     return sum(lengths) / (read / bandwidth)
 
 
-def main() -> None:
+def measure(name: str, model, prompts: list[str], o: argparse.Namespace) -> dict[str, float | None]:
+    """Tokens, seconds, peak GiB and, on a GPU, the limit in tokens per second, of one sampler."""
+    import torch
+
+    gpu = o.device == "cuda"
+    clock = time.perf_counter if gpu else time.process_time
+    SAMPLERS[name](model, prompts[:2], argparse.Namespace(**vars(o) | {"max_new_tokens": 8}))  # compiles and allocates
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    began = clock()
+    lengths = SAMPLERS[name](model, prompts, o)
+    seconds = clock() - began
+    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
+    torch.cuda.empty_cache()
+    return {"tokens": sum(lengths), "seconds": seconds, "peak": peak,
+            "limit": limit(model, lengths, o.prompt) if gpu else None}  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """The command line, with what depends on the device filled in."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--size", choices=SIZES)
@@ -126,7 +166,9 @@ def main() -> None:
     parser.add_argument("--mean-length", type=float, help="of the geometric lengths before the limit cuts them")
     parser.add_argument("--equal", action="store_true", help="no EOS: every row runs to the limit")
     parser.add_argument("--cache-gib", type=float)
-    parser.add_argument("--skip", nargs="*", default=[], choices=SAMPLERS)
+    parser.add_argument("--only", nargs="*", default=["ours", "generate", "continuous"], choices=SAMPLERS)
+    parser.add_argument("--repeats", type=int, default=1, help="each sampler in turn, that often; medians are shown")
+    parser.add_argument("--json", action="store_true", help="print the last measurement instead of the table")
     o = parser.parse_args()
     import torch
 
@@ -136,30 +178,34 @@ def main() -> None:
     o.questions, o.prompt = o.questions or (64 if gpu else 32), o.prompt or (128 if gpu else 32)
     o.max_new_tokens = o.max_new_tokens or (1024 if gpu else 128)
     o.mean_length = o.mean_length or o.max_new_tokens / 4
+    return o
+
+
+def main() -> None:
+    o = parse()
+    import torch
+
+    torch.set_num_threads(1)
     model, rng = make_model(o), random.Random(0)
     first = SIZES[o.size]["vocab_size"] // 2  # no prompt holds an EOS
     prompts = [" ".join(str(rng.randrange(first, 2 * first)) for _ in range(rng.randint(o.prompt // 2, o.prompt)))
                for _ in range(o.questions)]  # fmt: skip
+    rows = {name: [] for name in o.only}
+    for name in [name for _ in range(o.repeats) for name in o.only]:
+        rows[name].append(measure(name, model, prompts, o))
+    if o.json:
+        print(json.dumps(rows[o.only[-1]][-1]))
+        return
     print(f"Qwen2 {o.size}, {o.device}, {model.dtype}, {o.questions} x {o.group_size} rows, prompts up to {o.prompt}, "
           f"up to {o.max_new_tokens} new tokens, {'all equally long' if o.equal else 'ragged'}, torch "
           f"{torch.__version__}\n\n| | tokens | s | tokens/s | times generate | of the limit | peak GiB |\n"
           "|---|---|---|---|---|---|---|")  # fmt: skip
-    clock, rows, bound = (time.perf_counter if gpu else time.process_time), {}, None
-    for name in [n for n in SAMPLERS if n not in o.skip]:
-        SAMPLERS[name](model, prompts[:2], o)  # the first call compiles and allocates
-        if gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        began = clock()
-        lengths = SAMPLERS[name](model, prompts, o)
-        seconds = clock() - began
-        bound = bound or (limit(model, lengths, o.prompt) if gpu else None)
-        rows[name] = sum(lengths), seconds, torch.cuda.max_memory_allocated() / 2**30 if gpu else None
-    for name, (tokens, seconds, peak) in rows.items():
-        speed = tokens / seconds
-        against = f"{speed / (rows['generate'][0] / rows['generate'][1]):.2f}" if "generate" in rows else ""
-        print(f"| {name} | {tokens} | {seconds:.1f} | {speed:.0f} | {against} | "
-              f"{f'{speed / bound:.0%}' if bound else ''} | {f'{peak:.1f}' if peak else ''} |")  # fmt: skip
+    speeds = {name: statistics.median(r["tokens"] / r["seconds"] for r in found) for name, found in rows.items()}
+    for name, found in rows.items():
+        r, speed = found[-1], speeds[name]
+        against = f"{speed / speeds['generate']:.2f}" if "generate" in speeds else ""
+        print(f"| {name} | {r['tokens']} | {r['tokens'] / speed:.1f} | {speed:.0f} | {against} | "
+              + (f"{speed / r['limit']:.0%} | {r['peak']:.1f} |" if r["limit"] else " | |"))
 
 
 if __name__ == "__main__":

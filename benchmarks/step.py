@@ -6,7 +6,7 @@
 
 Both sides: the same model, questions in the same order, group size, minibatches, learning rate, temperature 1, no
 reference model, answers graded by verify.grade. A step is sampling, grading, scoring and all updates of one rollout. In
-one process, a step of one, then a step of the other: what the machine does meanwhile hits both; the ratio is of medians.
+one process, a step of one, then a step of the other: what the machine does meanwhile hits both; ratios are of medians.
 Seconds are of the processor on CPU (one thread), of the clock on a GPU. TRL runs with its default sampling,
 model.generate, and --trl-rows rows at a time in its updates (its fastest here, found by trying).
 """
@@ -29,7 +29,7 @@ import sampling  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------- model and questions
 def random_folder(folder: Path, o: argparse.Namespace) -> tuple[Path, Path]:
-    """A Qwen2 with random weights, a byte tokenizer and o.questions x (o.steps + 2) prompts: (model, questions).
+    """A Qwen2 with random weights, a byte tokenizer and prompts for all steps: (model, questions).
 
     A share of the vocabulary ends an answer: lengths are geometric, see sampling.py. The answers mean nothing, so every
     reward is 0; what a step costs does not depend on it.
@@ -51,7 +51,7 @@ def random_folder(folder: Path, o: argparse.Namespace) -> tuple[Path, Path]:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end).save_pretrained(folder / "model")
     rng = random.Random(0)
     with (folder / "questions.jsonl").open("w") as file:
-        for i in range(o.questions * (o.steps + 2)):
+        for i in range(o.questions * (1 + o.untimed + o.steps)):
             text = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(o.prompt // 2, o.prompt)))
             file.write(json.dumps({"id": str(i), "question": text, "answer": "1"}) + "\n")
     return folder / "model", folder / "questions.jsonl"
@@ -99,10 +99,17 @@ def our_step(run, step: int, watch: Stopwatch) -> dict[str, float]:
     """One step of train.py; step 0 is never asked for: it also writes samples.jsonl's rows."""
     import train
 
+    lengths, update = [], train.update
+    train.update = lambda run, batch, step: lengths.extend(batch.rollout.lengths) or update(run, batch, step)
     watch.seconds, began = 0.0, watch.now()
     metrics, _ = train.one_step(run, step)
-    return {"seconds": watch.now() - began, "sampling": watch.seconds, "tokens": metrics["tokens"],
-            "gap": metrics["logprob_gap"], "update": metrics["seconds_update"]}  # fmt: skip
+    row = {"seconds": watch.now() - began, "sampling": watch.seconds, "tokens": metrics["tokens"],
+           "gap": metrics["logprob_gap"], "update": metrics["seconds_update"]}  # fmt: skip
+    train.update = update
+    # there and back: 6 FLOP for each weight and token, 12 for each attended pair of tokens, layer and hidden unit
+    weights, config = sum(p.numel() for p in run.model.parameters()), run.model.config
+    pairs = sum(n * n / 2 for n in lengths) * config.num_hidden_layers * config.hidden_size
+    return row | {"update_tokens": sum(lengths), "update_flops": 6 * weights * sum(lengths) + 12 * pairs}
 
 
 def trl_steps(o: argparse.Namespace, model: Path, prompts: list[str], golds: list, between: Callable) -> list[dict]:
@@ -157,7 +164,7 @@ def trl_steps(o: argparse.Namespace, model: Path, prompts: list[str], golds: lis
 
 # ---------------------------------------------------------------------------------------------- both
 def measure(o: argparse.Namespace, folder: Path) -> dict[str, list[dict]]:
-    """Steps of each side, the first of each left out: {"ours": [...], "TRL": [...]}."""
+    """Steps of each side, without the first o.untimed: {"ours": [...], "TRL": [...]}."""
     import rollout
     import train
 
@@ -168,17 +175,17 @@ def measure(o: argparse.Namespace, folder: Path) -> dict[str, list[dict]]:
 
         model, questions, _ = ensure()
     run = start_ours(o, model, questions, folder / "run")
-    watch, ours, steps = Stopwatch(o.device), [], range(1, o.steps + 2)
+    watch, ours, steps = Stopwatch(o.device), [], range(1, 1 + o.untimed + o.steps)
     rollout.sample = watch.around(rollout.sample)
     if o.only == "ours":
-        return {"ours": [our_step(run, step, watch) for step in steps][1:]}
+        return {"ours": [our_step(run, step, watch) for step in steps][o.untimed :]}
     asked = [q for step in steps for q in train.batch_at(step, 150, run.stages, o.questions, 0)]
     prompts, golds = [run.prompts[q] for q in asked], [run.questions[q].gold for q in asked]
     if o.only == "trl":
         del run
-        return {"TRL": trl_steps(o, model, prompts, golds, lambda _: None)[1:]}
+        return {"TRL": trl_steps(o, model, prompts, golds, lambda _: None)[o.untimed :]}
     theirs = trl_steps(o, model, prompts, golds, lambda step: ours.append(our_step(run, step, watch)))
-    return {"ours": ours[1:], "TRL": theirs[1:]}
+    return {"ours": ours[o.untimed :], "TRL": theirs[o.untimed :]}
 
 
 def table(results: dict[str, list[dict]]) -> str:
@@ -208,7 +215,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=32, help="longest prompt, in tokens; the shortest has half")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5, help="timed; one before them is not")
+    parser.add_argument("--steps", type=int, default=5, help="timed ones")
+    parser.add_argument("--untimed", type=int, default=1, help="steps before them")
     parser.add_argument("--trl-rows", type=int, default=128, help="rows that TRL's update holds at a time")
     parser.add_argument("--only", choices=("ours", "trl"))
     parser.add_argument("--json", action="store_true", help="print the steps instead of the table")
