@@ -249,6 +249,23 @@ def test_a_run_that_came_while_this_one_loaded_is_not_overwritten(base, tmp_path
     assert "is not empty" in capsys.readouterr().err and (out / "config.json").read_text() == "theirs"
 
 
+def test_two_processes_evaluate_as_one(base, tmp_path):
+    """Every response and the table, byte for byte."""
+    import evaluate
+
+    flags = ["--model", str(base[0]), "--benchmarks", f"mine={base[2]}", "--k", "2,4", "--max-new-tokens", "16",
+             "--device", "cpu", "--chunk", "2"]  # fmt: skip
+    assert evaluate.main([*flags, "--out", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "evaluate.py"), *flags, "--out", str(tmp_path / "two")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = [p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.jsonl")] + [Path("table.md")]
+    assert len(files) == 2
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
 def test_bad_numbers_stop_the_run_before_they_are_applied(base, tmp_path, monkeypatch, capsys):
     """A gradient that is not a number: no update, the batch is kept for inspection, the message names the step."""
     out, calls = tmp_path / "run", []
