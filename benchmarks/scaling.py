@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 SWEEPS = {"T": [(4, t) for t in (256, 512, 1024, 2048, 4096)], "B": [(b, 128) for b in (8, 16, 32, 64, 128)]}
-QWEN = dict(vocab_size=1024, hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2,
-            tie_word_embeddings=True)  # Qwen2.5-1.5B's layer  # fmt: skip
+QWEN = dict(vocab_size=512, hidden_size=192, intermediate_size=1120, num_attention_heads=12, num_key_value_heads=2,
+            tie_word_embeddings=True)  # Qwen2.5-1.5B's layer, an eighth as wide  # fmt: skip
 
 
 def exponent(sizes: list[float], costs: list[float]) -> float:
@@ -105,7 +105,7 @@ def over_questions(counts: tuple[int, ...] = (64, 128, 256, 512)) -> list[float]
 
 
 def layer_bytes(layers: int, tokens: int, checkpointing: bool) -> tuple[int, int, int]:
-    """(saved for the backward, weights + gradients + moments, parameters) in bytes, of a bf16 Qwen2.5-1.5B in part."""
+    """(saved for the backward, weights + gradients + moments, parameters) in bytes, of a bf16 Qwen2."""
     import torch
     import transformers
 
@@ -138,23 +138,22 @@ def layer_bytes(layers: int, tokens: int, checkpointing: bool) -> tuple[int, int
 def on_paper() -> None:
     """The formula's parts, each against a count."""
     import torch
+    import transformers
 
-    tokens, hidden = 16, QWEN["hidden_size"]  # few: bf16 on a CPU without it is slow
+    from rollout import _cache_name
+
+    tokens, hidden = 128, QWEN["hidden_size"]
     one, two = layer_bytes(1, tokens, False), layer_bytes(2, tokens, False)
     slim = [layer_bytes(n, tokens, True)[0] for n in (1, 2)]
     print("\n| memory | on paper | counted |\n|---|---|---|")
     print(f"| weights, gradients, moments, bytes a parameter | 16 | {one[1] / one[2]:.2f} |")
     per = {"without": two[0] - one[0], "with": slim[1] - slim[0]}
-    inner, kv = QWEN["intermediate_size"], 128 * QWEN["num_key_value_heads"]
+    inner, kv = QWEN["intermediate_size"], hidden // QWEN["num_attention_heads"] * QWEN["num_key_value_heads"]
     print(f"| activations, bytes a token and layer, bf16 | 30 · hidden + 8 · intermediate + 8 · kv = "
           f"{30 * hidden + 8 * inner + 8 * kv} | {per['without'] / tokens:.0f} |")  # fmt: skip
     print(f"| the same with --gradient-checkpointing | 2 · hidden = {2 * hidden} | {per['with'] / tokens:.0f} |")
-    config = {k: v for k, v in QWEN.items()} | {"num_hidden_layers": 2}
-    import transformers
-
-    from rollout import _cache_name
-
-    model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(**config), dtype=torch.bfloat16)
+    config = transformers.Qwen2Config(**QWEN, num_hidden_layers=2)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         cache = model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=True)[_cache_name(model)]
     counted = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)) / 8 / 2
