@@ -66,7 +66,10 @@ def start_ours(o: argparse.Namespace, model: Path, questions: Path, out: Path):
               "max-new-tokens": o.max_new_tokens, "minibatches": o.minibatches, "out": out}  # fmt: skip
     flags = [x for name, value in values.items() for x in (f"--{name}", str(value))]
     config, _ = train.parse([*flags, "--no-log-kl", "--no-figures"])
-    return train.setup(config, False)[0]
+    run = train.setup(config)
+    out.mkdir()
+    train.begin(run, config, False)
+    return run
 
 
 # ---------------------------------------------------------------------------------------------- the clock
