@@ -115,9 +115,11 @@ def keep(run: Path, kept: Path) -> None:
             out.write(json.dumps(short) + "\n")
     for name in ("config.json", "evaluation.json"):
         shutil.copyfile(run / name, kept / name)
-    if kept.name.endswith("-seed0") and "@" not in kept.name:  # for the pictures of tokens: the first batch is enough
+    if kept.name.endswith("-seed0") and "@" not in kept.name:
+        # for the pictures of tokens the first batch is enough; the heat map shows two runs from start to end
+        whole = kept.name in ("grpo-seed0", "sent-seed0")
         rows = (run / "samples.jsonl").read_text().splitlines(keepends=True)
-        (kept / "samples.jsonl").write_text("".join(row for row in rows if json.loads(row)["step"] == 0))
+        (kept / "samples.jsonl").write_text("".join(row for row in rows if whole or json.loads(row)["step"] == 0))
 
 
 def run_one(name: str, seed: int, more: list[str]) -> str:
