@@ -36,7 +36,7 @@ KEEP = ("step", "stage", "lr", "reward", "pass_at_g", "entropy", "entropy_fork",
 PUBLISHED = ("grpo", "clip_higher", "entropy_bonus", "entropy_advantage", "forking_tokens", "clip_cov", "kl_cov",
              "high_entropy_kl", "sent", "sent_release")  # fmt: skip
 ABLATIONS = ("sent-kl", "sent-curriculum", "sent-stages2", "sent-reverse")  # one half of SENT; other orders
-REGIMES = ("grpo-updates8", "sent-updates8", "grpo-steps300", "sent-steps300")  # does the ordering change there?
+REGIMES = ("grpo-updates8", "sent-updates8", "grpo-steps200", "sent-steps200")  # does the ordering change there?
 # One main strength per method, over the same small grid of factors around its published value.
 STRENGTH = {"clip_higher": ("clip_high", 0.28), "entropy_bonus": ("entropy_coef", 0.001),
             "entropy_advantage": ("alpha", 0.4), "forking_tokens": ("fork_share", 0.2), "clip_cov": ("cov_share", 2e-4),
@@ -59,8 +59,8 @@ def flags_of(name: str) -> list[str]:
         "sent-reverse": ["--method", "sent", "--stages", "4", "--reverse"],
         "grpo-updates8": ["--method", "grpo", "--minibatches", "8"],
         "sent-updates8": ["--method", "sent", "--minibatches", "8"],
-        "grpo-steps300": ["--method", "grpo", "--steps", "300"],
-        "sent-steps300": ["--method", "sent", "--steps", "300"],
+        "grpo-steps200": ["--method", "grpo", "--steps", "200"],
+        "sent-steps200": ["--method", "sent", "--steps", "200"],
     }
     if base in ablations:
         return ablations[base]
