@@ -512,7 +512,7 @@ def one_rank(rank, world):
 def torchrun(*arguments):
     """This file as a script in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_two_processes_are_one(tmp_path):
