@@ -165,11 +165,13 @@ def numbers(kept: Path) -> dict[str, float]:
     start, end = evaluation["start"], evaluation["end"]
     last = metrics[-10:]
     entropy = sum(m["entropy"] for m in last) / len(last)
+    equal = sum(m["groups_all_right"] + m["groups_all_wrong"] for m in last) / len(last)
     lost = sum(1 for before, after in zip(start["correct"], end["correct"], strict=True) if before and not after)
     lost = lost if start["samples"] == end["samples"] else math.nan  # with fewer tries more would seem lost
     cpu = kept / "cpu.json"
-    return {"entropy": entropy, "kept": entropy / metrics[0]["entropy"], "avg@16": end[f"avg_at_{end['samples']}"],
-            "pass@16": end["pass_at_k"]["16"], "pass@64": end["pass_at_k"].get("64", math.nan), "lost": lost,
+    return {"entropy": entropy, "kept": entropy / metrics[0]["entropy"], "equal": equal,
+            "avg@16": end[f"avg_at_{end['samples']}"], "pass@16": end["pass_at_k"]["16"],
+            "pass@64": end["pass_at_k"].get("64", math.nan), "lost": lost,
             "seconds": json.loads(cpu.read_text())["seconds"] if cpu.exists() else math.nan}  # fmt: skip
 
 
@@ -185,21 +187,22 @@ def mean_and_error(values: list[float], digits: int) -> str:
 
 def table() -> str:
     """Markdown: a row per setting, mean over seeds and standard error of that mean; then the strengths, seed 0."""
-    lines = ["| setting | seeds | final entropy (nats) | entropy kept | avg@16 | pass@16 | pass@64 | lost | CPU s |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    digits = {"entropy": 3, "kept": 2, "avg@16": 3, "pass@16": 3, "pass@64": 3, "lost": 1, "seconds": 0}
+    lines = ["| setting | seeds | final entropy | kept | equal groups | avg@16 | pass@16 | pass@64 | lost | CPU s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    digits = {"entropy": 3, "kept": 2, "equal": 2, "avg@16": 3, "pass@16": 3, "pass@64": 3, "lost": 1, "seconds": 0}
     runs = {name: [numbers(p) for p in kept(name)] for name in names()}
     for name in names():
         if runs[name] and ("@" not in name or name == best(name.partition("@")[0])):
             cells = [mean_and_error([r[column] for r in runs[name]], d) for column, d in digits.items()]
             lines.append(f"| {name} | {len(runs[name])} | " + " | ".join(cells) + " |")
-    lines += ["", "| strength, seed 0: entropy kept, avg@16, pass@16 | × 0.2 | published | × 5 |", "|---|---|---|---|"]
+    lines += ["", "| strength, seed 0: kept, avg@16, pass@16 | × 0.2 | published | × 5 |", "|---|---|---|---|"]
     for method, (setting, published) in STRENGTH.items():
-        cells = []
-        for name in (f"{method}@{FACTORS[0]:g}", method, f"{method}@{FACTORS[1]:g}"):
-            found = [numbers(p) for p in kept(name) if p.name.endswith("-seed0")]
-            cells.append(" ".join(f"{found[0][c]:.{d}f}" for c, d in (("kept", 2), ("avg@16", 3), ("pass@16", 3)))
-                         if found else "")  # fmt: skip
+        tried = [[numbers(p) for p in kept(name) if p.name.endswith("-seed0")]
+                 for name in (f"{method}@{FACTORS[0]:g}", method, f"{method}@{FACTORS[1]:g}")]  # fmt: skip
+        if not tried[0] + tried[2]:
+            continue  # not tuned yet
+        cells = [" ".join(f"{n[c]:.{d}f}" for n in found for c, d in (("kept", 2), ("avg@16", 3), ("pass@16", 3)))
+                 for found in tried]  # fmt: skip
         lines.append(f"| {method}: {setting} {published:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
