@@ -123,7 +123,7 @@ def soak(n: int, scratch: Path) -> str:
             done = (out / "metrics.jsonl").read_text().count("\n") if (out / "metrics.jsonl").exists() else 0
         except (FileNotFoundError, IndexError):  # it has just ended
             break
-        if done > n // 10:
+        if done > n // 10 and pages:  # 0: it is ending, and its memory is gone
             points.append((done, pages * resource.getpagesize() / 2**20, files, children))
     steps, memory, files, children = zip(*points, strict=True)
     slope = statistics.linear_regression(steps, memory).slope * 1000
