@@ -352,7 +352,10 @@ def check_settings(method: str, settings: dict[str, object]) -> None:
         if value is None:
             continue
         if name.startswith("tau_"):
-            parse_threshold(value)
+            try:
+                parse_threshold(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             continue
         if name == "average":
             ok, rule = value in AVERAGES, f"choose one of {', '.join(AVERAGES)}"

@@ -28,6 +28,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from curriculum import stages
+
 # Colour, line, marker: a method looks the same in every picture, and the last two still tell it apart in greyscale.
 STYLE = {
     "sent": ("#0072b2", "-", "o"),
@@ -297,8 +299,6 @@ def pass_at_k(groups: list[Group]) -> Figure | None:
 
 def semantic_entropy(groups: list[Group]) -> Figure | None:
     """Histogram of the questions' semantic entropy, coloured by the stage they are trained in."""
-    from curriculum import stages  # here: it brings torch
-
     run = next((run for g in groups for run in g.runs if run.curriculum), None)
     if run is None:
         return None

@@ -37,6 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from curriculum import (
+    ESTIMATORS,
     Parser,
     append_rows,
     hold,
@@ -221,7 +222,7 @@ def check(config: Config, resume: bool) -> None:
         raise ValueError(f"--questions-per-step {config.questions_per_step} must be a multiple of minibatches x "
                          f"processes = {config.minibatches} x {world}")  # fmt: skip
     for name, choices in {"schedule": ("constant", "cosine"), "device": (None, "cpu", "cuda"),
-                          "estimator": ("frequency", "likelihood", "length_normalised")}.items():  # fmt: skip
+                          "estimator": ESTIMATORS}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise ValueError(f"--{name} {getattr(config, name)!r}: choose one of {', '.join(map(str, choices))}")
     if n_stages(config) == 1 and (config.curriculum or config.reverse):
@@ -343,11 +344,38 @@ def in_global_order(local: Tensor, config: Config, world: int) -> Tensor:
     return parts.transpose(0, 1).flatten(0, 2)
 
 
+def of_all_ranks(run: Run, per_token: dict[str, Tensor], per_row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This rank's tensors, [b, T] and [b] by name -> those of all ranks, [B, T] and [B], in global order."""
+    import torch
+
+    device = per_token["mask"].device
+    tokens = in_global_order(torch.stack(list(per_token.values()), 1), run.config, run.world)  # [B, names, T]
+    rows = in_global_order(torch.stack(list(per_row.values()), 1).to(device), run.config, run.world)  # [B, names]
+    everything = dict(zip([*per_token, *per_row], [*tokens.unbind(1), *rows.unbind(1)], strict=True))
+    return everything | {"mask": everything["mask"].bool()}
+
+
+def score_rollout(run: Run, rollout) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Without gradient: log-probs and entropy of the policy, log-probs of the frozen start if there is one; [b, T]."""
+    import torch
+
+    from rollout import score
+
+    with torch.no_grad():
+        old, entropy = score(run.model, rollout, run.config.temperature, tokens_per_micro_batch=run.budget)
+        ref = None
+        if run.reference is not None:
+            ref, _ = score(run.reference, rollout, run.config.temperature, False, tokens_per_micro_batch=run.budget)
+            if hasattr(run.reference, "reshard"):  # without a backward FSDP's root would stay gathered
+                run.reference.reshard()
+    return old, entropy, ref
+
+
 def collect(run: Run, step: int) -> Batch:
     """Questions -> samples -> rewards -> advantages -> treatment. No gradient anywhere."""
     import torch
 
-    from rollout import gathered, position_seed, sample, score
+    from rollout import gathered, position_seed, sample
 
     c, now = run.config, [time.perf_counter()]
     seconds = {}
@@ -371,13 +399,7 @@ def collect(run: Run, step: int) -> Batch:
     rewards = torch.tensor(rights) * finished  # [b]; cut off: 0, even with a box in it
     advantages = group_advantages(rewards.view(-1, c.group_size), scale=c.advantage_std).view(-1, 1)  # [b, 1]
     took("grade")
-    with torch.no_grad():
-        old, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=run.budget)
-        ref = None
-        if run.reference is not None:
-            ref, _ = score(run.reference, rollout, c.temperature, False, tokens_per_micro_batch=run.budget)
-            if hasattr(run.reference, "reshard"):  # without a backward FSDP's root would stay gathered
-                run.reference.reshard()
+    old, entropy, ref = score_rollout(run, rollout)
     took("score")
     mask = rollout.mask
     per_token = {"sampled": rollout.logprobs, "old": old, "ref": old if ref is None else ref, "entropy": entropy,
@@ -385,13 +407,10 @@ def collect(run: Run, step: int) -> Batch:
                  "fork": fork_mask(run, rollout).to(old)}  # fmt: skip
     per_row = {"reward": rewards, "finished": finished.float()}
     per_row |= {s: torch.tensor([float(status == s) for status in statuses]) for s in ("missing", "unparsed", "capped")}
-    tokens = in_global_order(torch.stack(list(per_token.values()), 1), c, run.world)  # [B, 7, T]
-    rows = in_global_order(torch.stack(list(per_row.values()), 1).to(old.device), c, run.world)  # [B, 5]
-    everything = dict(zip([*per_token, *per_row], [*tokens.unbind(1), *rows.unbind(1)], strict=True))
-    everything["mask"] = everything["mask"].bool()
+    everything = of_all_ranks(run, per_token, per_row)
     whole = treat(c.method, steady(everything["old"]), steady(everything["entropy"]), everything["advantages"],
                   everything["mask"], seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
-    own = torch.arange(len(tokens)).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
+    own = torch.arange(len(everything["mask"])).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
     treatment = whole.rows(own.to(old.device), mask.shape[1])
     return Batch(rollout, old, ref, treatment, everything, whole, questions, seconds)
 
@@ -483,7 +502,8 @@ def measure(batch: Batch, config: Config) -> dict[str, float | None]:
     cov = covariance[mask]
     lengths, finished = mask.sum(1).float(), e["finished"].bool()
     kl_weight = batch.whole.kl_weight[mask]
-    treated, high = kl_weight > 0, kl_weight >= batch.whole.strong
+    treated = kl_weight > 0
+    high = treated & (kl_weight >= batch.whole.strong)  # strong is 0 where --beta-high is
 
     def mean(x: Tensor) -> float | None:
         return x.float().mean().item() if x.numel() else None

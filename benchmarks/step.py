@@ -182,7 +182,7 @@ def measure(o: argparse.Namespace, folder: Path) -> dict[str, list[dict]]:
     rollout.sample = watch.around(rollout.sample)
     if o.only == "ours":
         return {"ours": [our_step(run, step, watch) for step in steps][o.untimed :]}
-    asked = [q for step in steps for q in train.batch_at(step, 150, run.stages, o.questions, 0)]
+    asked = [q for step in steps for q in train.batch_at(step, run.config.steps, run.stages, o.questions, 0)]
     prompts, golds = [run.prompts[q] for q in asked], [run.questions[q].gold for q in asked]
     if o.only == "trl":
         del run

@@ -172,6 +172,7 @@ def test_strong_tokens_are_told_by_the_methods_own_strength():
     assert shares("kl_cov", cov_share=0.25) == pytest.approx((3, 0))
     assert shares("sent_release", cov_share=0.25, tau_entropy=0.5) == pytest.approx((max(1, low // 4),) * 2)
     assert shares("grpo") == (0, 0)
+    assert shares("sent", beta_low=0.0, beta_high=0.0) == shares("sent_release", kl_old_coef=0.0) == (0, 0)
 
 
 def test_a_run_orders_only_questions_it_can_ask():
