@@ -560,12 +560,14 @@ def distributed(device: str | None = None) -> tuple[int, int, torch.device]:
     """(rank, world, device) of this process; under torchrun it joins the others first.
 
     A rank that dies closes its sockets, and torchrun ends the rest at once. The time-out is for a rank that hangs
-    alive; it has to outlast the wait for the slowest rank's answers, so it is long. Raises ValueError when the port on
-    which rank 0 listens for the others is taken.
+    alive; it has to outlast the wait for the slowest rank's answers, so it is long. Raises ValueError for cuda without
+    a GPU, and when the port on which rank 0 listens for the others is taken.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no GPU here; leave the flag out to compute on the CPU")
         torch.cuda.set_device(where)
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, where

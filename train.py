@@ -31,6 +31,7 @@ import signal
 import sys
 import time
 import typing
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -233,6 +234,8 @@ def check(config: Config, resume: bool) -> None:
         raise ValueError(f"--eval-samples {config.eval_samples}: at least 16, for avg@16 and pass@16, or 0 for none")
     if not resume:
         must_be_free(Path(config.out))
+        if config.curriculum and not Path(config.curriculum).is_file():  # a resumed run has its copy
+            raise ValueError(f"--curriculum {config.curriculum}: no such file; python curriculum.py makes one")
 
 
 def must_be_free(out: Path) -> None:
@@ -632,6 +635,8 @@ def keep_until(path: Path, step: int) -> list[dict]:
                 raise ValueError(f"{path}, line {number}: not JSON; repair or remove the line") from None
             print(f"{path}: the last line was torn when the run died; dropped", file=sys.stderr)
             continue
+        if not isinstance(row, dict) or "step" not in row:
+            raise ValueError(f"{path}, line {number}: no step in it; repair or remove the line")
         if row["step"] < step:
             kept.append(row)
     replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -683,6 +688,14 @@ def why(error: BaseException) -> str:
     return next(iter(str(cause).splitlines()), type(cause).__name__)
 
 
+@contextmanager
+def one_process_is_meant() -> Iterator[None]:
+    """Inside, torch does not warn that it saves or loads for a single process; it would with no_dist=True as well."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
 def save_checkpoint(run: Run, next_step: int, score: float | None) -> None:
     """Everything a resumed run needs; the rest (data order, random numbers, schedule) is a function of the step."""
     import torch.distributed.checkpoint as dcp
@@ -696,7 +709,8 @@ def save_checkpoint(run: Run, next_step: int, score: float | None) -> None:
             shutil.rmtree(left)
     barrier()
     try:
-        dcp.save(training_state(run), checkpoint_id=beside, no_dist=run.world == 1)
+        with one_process_is_meant():
+            dcp.save(training_state(run), checkpoint_id=beside, no_dist=run.world == 1)
     except dcp.api.CheckpointException as error:  # which is no Exception
         raise OSError(f"{beside}: {why(error)}; the checkpoint before is whole") from None
     if run.rank == 0:
@@ -727,7 +741,8 @@ def load_checkpoint(run: Run) -> int:
         raise ValueError(f"{whole[-1]} is of another model than {run.config.model}: {other[0]} is "
                          f"{theirs.get(other[0], 'not')} there, {ours.get(other[0], 'not')} here")  # fmt: skip
     try:
-        dcp.load(state, checkpoint_id=whole[-1], no_dist=run.world == 1)
+        with one_process_is_meant():
+            dcp.load(state, checkpoint_id=whole[-1], no_dist=run.world == 1)
     except dcp.api.CheckpointException as error:
         raise ValueError(f"{whole[-1]}: {why(error)}; remove it to use the checkpoint before") from None
     _, optimizer = get_state_dict(run.model, run.optimizer)
@@ -864,8 +879,8 @@ def make_stages(run: Run, model_path: str, questions_path: str) -> list[list[int
     if not c.curriculum:
         with gathered(run.model):
             semantic_order(run.model, run.tokenizer, run.questions, run.prompts, path, settings)
-    rows, warnings = load_curriculum(path, run.questions, settings)
-    for text in warnings if run.rank == 0 else []:
+    rows, notes = load_curriculum(path, run.questions, settings)
+    for text in notes if run.rank == 0 else []:
         print(f"warning: {text}", file=sys.stderr)
     order = [row["index"] for row in rows]
     return stages(order[::-1] if c.reverse else order, n)
@@ -1043,7 +1058,10 @@ def save_model(run: Run, folder: Path) -> None:
 def evaluate_and_note(run: Run, name: str) -> None:
     """`start` or `end` of evaluation.json: pass@k for all k up to --eval-samples, counts per question. Made once."""
     path = run.folder / "evaluation.json"
-    noted = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        noted = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it to evaluate again") from None
     if run.heldout and name not in noted:
         result = held_out(run, run.config.eval_samples, 0 if name == "start" else run.config.steps)
         if run.rank == 0:

@@ -82,12 +82,13 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
     ("--max-grad-norm 0", "--max-grad-norm"),
     ("--schedule linear", "--schedule"),
     ("--device tpu", "--device"),
+    ("--curriculum nowhere.jsonl", "--curriculum nowhere.jsonl"),
     ("--estimator guess", "--estimator"),
     ("--average median", "average"),
     ("--no-such-flag 1", "--no-such-flag"),
     ("--tau-entropy 120%", "120%"),
     ("--tau-entropy 0%", "0%"),
-    ("--tau-cov many", "many"),
+    ("--tau-cov many", "tau_cov"),
     ("--beta-low 0.2 --beta-high 0.1", "beta_high"),
     ("--beta-low -0.1", "beta_low"),
     ("--beta-low 0.1 --method grpo", "no setting of method grpo"),
@@ -340,6 +341,20 @@ def test_models_that_are_odd_but_sound_are_trained(here, spoil):
     assert train.main(SHORT.split()) == 0
     metrics = json.loads(Path("run/metrics.jsonl").read_text())
     assert metrics["tokens"] > 0 and metrics["logprob_gap"] < 1e-4 and not Path("executed").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("script", ["train", "curriculum", "evaluate"])
+def test_a_gpu_that_is_not_there_is_refused(here, capsys, script):
+    script, line = SCRIPTS[script]
+    refused(script.main, [*line.format("good.jsonl").split(), "--device", "cuda"], capsys, "--device cuda")
+
+
+def test_a_damaged_evaluation_is_named(here, capsys):
+    assert train.main(SHORT.split()) == 0
+    Path("run/evaluation.json").write_text("{")
+    assert train.main(["--resume", "run"]) == 1
+    assert "run/evaluation.json: not JSON" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(here, capsys):

@@ -82,6 +82,13 @@ def test_damage_in_the_middle_is_refused_not_dropped(tmp_path):
     assert path.read_text().count("\n") == 3
 
 
+@pytest.mark.parametrize("row", ['{"reward": 1}', "[0]"])
+def test_a_line_without_a_step_is_refused(tmp_path, row):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0}}\n{row}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
+        keep_until(tmp_path / "metrics.jsonl", 5)
+
+
 HEALTHY = dict(truncated=0.02, missing=0.0, unparsed=0.0, groups_all_right=0.1, groups_all_wrong=0.1, reward=0.5,
                entropy=0.5, logprob_gap=1e-6, share_low=0.7, share_high=0.02, share_no_gradient=0.0, grad_norm=0.3)
 SICK = {  # name: what the last of ten steps shows, and how the run is set
