@@ -628,7 +628,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/curriculum.jsonl"), help="the file to write [runs/curriculum.jsonl]")
     add("--samples", type=number(int, 2), default=8, help="M, answers per question [8]")
     add("--estimator", choices=ESTIMATORS, default="frequency", help="of semantic entropy [frequency]")
-    add("--split", help="split of a hub dataset, or how a folder's files begin [train]")
+    add("--split", help="of a hub dataset [train], or how a folder's files begin [all of them]")
     add("--subset", help="configuration of a hub dataset, such as gsm8k's main")
     add_sampling_flags(parser)
     return parser.parse_args(argv)

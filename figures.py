@@ -485,7 +485,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--text", action="store_true", help="print to the terminal instead")
     parser.error = lambda message: parser.exit(2, f"figures.py: {message} (--help lists the flags)\n")  # one line
     args = parser.parse_args(argv)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets "?" for bars, not a traceback
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout has none
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets "?" for bars, not a traceback
     try:
         if args.text:
             print(*(text(load(folder), shutil.get_terminal_size().columns) for folder in args.folders), sep="\n")

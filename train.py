@@ -78,12 +78,12 @@ class Config:
     method: str = "sent"  # treatment of the tokens, a name in entropy.METHODS
     model: str = "arithmetic"  # a Hugging Face folder or hub name; arithmetic: the embedded base model
     questions: str = "arithmetic"  # training questions: .jsonl .json .parquet .csv, a folder, a hub name, arithmetic
-    heldout: str | None = None  # questions to evaluate on; with the embedded questions, its own held-out file
-    heldout_split: str | None = None  # of a hub dataset or folder; none: train
-    heldout_subset: str | None = None  # its configuration
+    heldout: str | None = None  # questions to evaluate on; none: the embedded task's own, with its questions; else none
+    heldout_split: str | None = None  # as --split, of the held-out questions
+    heldout_subset: str | None = None  # as --subset, of the held-out questions
     question_field: str | None = None  # where a question is, a.b is b inside a; none: the usual names
     answer_field: str | None = None  # where its answer is; none: the usual names
-    split: str | None = None  # split of a hub dataset; none: train
+    split: str | None = None  # of a hub dataset (none: train), or how a folder's files begin (none: all of them)
     subset: str | None = None  # configuration of a hub dataset, such as gsm8k's main
     curriculum: str | None = None  # a curriculum.jsonl made before; none: made when stages > 1
     out: str | None = None  # run folder; none: runs/METHOD, with the seed when it is not 0

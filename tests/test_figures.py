@@ -1,5 +1,7 @@
 """Pictures from run folders made up here: curves as a run has them, a torn file, a model that writes nonsense."""
 
+import contextlib
+import io
 import json
 import math
 import random
@@ -271,6 +273,13 @@ def hostile(folder: Path) -> Path:
     (folder / "samples.jsonl").write_text(json.dumps(row))
     (folder / "metrics.jsonl").write_text('{"step": 0, "entropy": 0.5, "reward": 0.5}\n')
     return folder
+
+
+def test_a_notebooks_stdout_is_written_to(tmp_path):
+    """It is no text file: it cannot be told what to do with characters that it does not know."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert figures.main([str(make_run(tmp_path / "sent")), "--text"]) == 0
+    assert "token entropy" in out.getvalue()
 
 
 OURS = re.compile(r"\x1b\[(4;)?30;48;5;\d+m|\x1b\[0m")  # the colours that text() writes itself
