@@ -25,7 +25,7 @@ AVERAGES = ("sequence", "token", "constant")  # how token losses become one numb
 
 
 # ---------------------------------------------------------------------------------------------- entropy, log-probs
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """bf16/fp16 -> float32. In bf16, 5 to 15 of 512 tokens change sides of the 80 % entropy cut."""
     return x.float() if x.element_size() < 4 else x
 
@@ -39,7 +39,7 @@ def token_entropy(logits: Tensor) -> Tensor:
     >>> token_entropy(torch.zeros(1, 1, 4)).item()  # uniform over 4: log 4
     1.3862943649291992
     """
-    logp = _wide(logits).log_softmax(-1)
+    logp = wide(logits).log_softmax(-1)
     # clamp: a banned token (logit -inf) contributes 0, but 0 * -inf is nan
     return -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)
 
@@ -51,7 +51,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     >>> token_logprobs(torch.tensor([[[0.0, 0.0]]]), torch.tensor([[1]])).item()  # log 1/2
     -0.6931471824645996
     """
-    return _wide(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    return wide(logits).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 def semantic_entropy(clusters: list[int], logprobs: list[float] | None = None, lengths: list[int] | None = None,

@@ -28,6 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.cache_utils import DynamicLayer
 
+from entropy import wide
+
 TILE = 4096  # vocabulary entries that the head holds at a time
 
 
@@ -373,10 +375,6 @@ def _rollout(tokenizer, ids: list[list[int]], group_size: int, tokens: Tensor, l
 
 
 # ---------------------------------------------------------------------------------------------- scoring
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x
-
-
 class _TiledHead(torch.autograd.Function):
     """log p(token) and H of softmax(cap * tanh(h W^T / cap) / temperature), tiles of W at a time.
 
@@ -388,14 +386,14 @@ class _TiledHead(torch.autograd.Function):
 
     @staticmethod
     def logits(hidden: Tensor, tile: Tensor, temperature: float, cap: float | None) -> Tensor:
-        z = _wide(hidden @ tile.T)  # bf16 models: rounded as their own logits are, then float32
+        z = wide(hidden @ tile.T)  # bf16 models: rounded as their own logits are, then float32
         if cap is not None:
             z.div_(cap).tanh_().mul_(cap)
         return z if temperature == 1 else z.div_(temperature)
 
     @staticmethod
     def forward(ctx, hidden, weight, tokens, temperature, cap, with_entropy):
-        top = torch.full(tokens.shape, -1e30, device=hidden.device, dtype=_wide(hidden[:0]).dtype)  # [N]
+        top = torch.full(tokens.shape, -1e30, device=hidden.device, dtype=wide(hidden[:0]).dtype)  # [N]
         s, u, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
         for start in range(0, len(weight), TILE):
             z = _TiledHead.logits(hidden, weight[start : start + TILE], temperature, cap)  # [N, tile]
