@@ -6,7 +6,8 @@
 Each run is `python train.py` in its own process on one thread, as many at a time as there are cores. Runs with the same
 seed start from the same evaluation of the base, so only the first of them makes it. Strengths: every method's published
 value times 0.2 and times 5 with seed 0; the best of the three by held-out avg@16 then gets the other seeds (`names`).
-What is kept is config, metrics, evaluation and CPU seconds (small); the models stay under runs/compare/ and can go.
+What is kept is the base, and of each run config, metrics, evaluation and CPU seconds (small); the other models stay
+under runs/compare/ and can go.
 """
 
 import argparse
@@ -25,9 +26,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
+from arithmetic import ensure  # noqa: E402
 
 RUNS, RESULTS = Path("runs/compare"), Path("results/arithmetic")  # below ROOT, where everything is started
 KEPT, CURRICULUM = RESULTS / "runs", RESULTS / "curriculum.jsonl"
+BASE = RESULTS / "base"  # kept too: another processor would make slightly other weights, and so another comparison
 KEEP = ("step", "stage", "lr", "reward", "pass_at_g", "entropy", "entropy_fork", "entropy_other", "groups_all_right",
         "groups_all_wrong", "truncated", "kl_ref", "clip_fraction", "share_low", "share_high", "cov_mean", "grad_norm",
         "seconds", "eval_avg_at_16", "eval_avg_at_16_se", "eval_pass_at_16", "eval_pass_at_16_se")  # fmt: skip
@@ -133,7 +136,8 @@ def run_one(name: str, seed: int, more: list[str]) -> str:
         command += ["--resume", str(folder)]
     else:
         search = ["--eval-samples", "16"] * ("@" in name and best(name.partition("@")[0]) is None)
-        flags = [*SPARING, *flags_of(name), *search, "--seed", str(seed), "--out", str(folder), *more]
+        flags = ["--model", str(BASE), *SPARING, *flags_of(name), *search, "--seed", str(seed)]
+        flags += ["--out", str(folder), *more]
         if "sent" in name and name != "sent-kl":  # the others have one stage
             flags += ["--curriculum", str(CURRICULUM)]
         done = next(KEPT.glob(f"*-seed{seed}/evaluation.json"), None)
@@ -231,8 +235,10 @@ def main() -> None:
     os.chdir(ROOT)
     if not options.table:
         # one order of questions for every run that uses one, from the base that all runs start from
-        make = [sys.executable, "curriculum.py", "--max-new-tokens", "64", "--out", str(CURRICULUM)]
-        subprocess.run(make, env=ONE_THREAD, check=True)
+        if not BASE.exists():
+            shutil.copytree(ensure()[0], BASE)
+        make = ["curriculum.py", "--model", str(BASE), "--max-new-tokens", "64", "--out", str(CURRICULUM)]
+        subprocess.run([sys.executable, *make], env=ONE_THREAD, check=True)
         RUNS.mkdir(parents=True, exist_ok=True)
         todo = wanted(options.seeds)
         if options.only:
