@@ -240,6 +240,8 @@ def check(config: Config, resume: bool) -> None:
 
 def must_be_free(out: Path) -> None:
     """Raises ValueError where there is a run, or anything else, already; what dies before its config.json is none."""
+    if above := next((p for p in out.parents if p.exists() and not p.is_dir()), None):
+        raise ValueError(f"--out {out}: {above} is a file, not a folder; give a place that can be written")
     if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {"lock", "config.json.tmp"}):
         raise ValueError(f"{out} is not empty: --resume {out} continues that run, --out DIR starts another")
 

@@ -34,6 +34,7 @@ def model(tmp_path_factory):
 def here(tmp_path, monkeypatch, model):
     """A working folder with a model, good questions, and a place for a run."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("arithmetic.ensure", lambda *args: pytest.fail("minutes of work before the input is looked at"))
     shutil.copytree(model, "model")
     write("good.jsonl", GOOD)
     return tmp_path
