@@ -159,6 +159,8 @@ def _tables(source: str, split: str | None, config: str | None) -> Iterator[tupl
 
         source = str(ensure()[1])
     path, known = Path(source), " ".join(READERS)
+    if path.exists() and (config or (split and path.is_file())):
+        raise ValueError(f"{source} is on disk and has no {'subset' if config else 'split'} to choose; drop that flag")
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix in READERS and f.name.startswith(split or ""))
         if not files:

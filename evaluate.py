@@ -175,7 +175,7 @@ def load_benchmarks(args: argparse.Namespace) -> dict[str, list[Question]]:
             source = ensure()[2]
         elif not source:
             if name not in BENCHMARKS:
-                raise ValueError(f"--benchmarks {name}: none of arithmetic, {', '.join(BENCHMARKS)}; or give name=path")
+                raise ValueError(f"--benchmarks {name!r}: not arithmetic, {', '.join(BENCHMARKS)} or name=path")
             source, subset, split = BENCHMARKS[name]
         benchmarks[name] = load_questions(source, args.question_field, args.answer_field, split, subset)
     return benchmarks

@@ -225,13 +225,15 @@ def check(config: Config, resume: bool) -> None:
     for name, choices in {"schedule": ("constant", "cosine"), "device": (None, "cpu", "cuda"),
                           "estimator": ESTIMATORS}.items():  # fmt: skip
         if getattr(config, name) not in choices:
-            raise ValueError(f"--{name} {getattr(config, name)!r}: choose one of {', '.join(map(str, choices))}")
+            raise ValueError(f"--{name} {getattr(config, name)}: choose one of {', '.join(filter(None, choices))}")
     if n_stages(config) == 1 and (config.curriculum or config.reverse):
         raise ValueError("--curriculum and --reverse need --stages 2 or more; one stage is shuffled")
     if n_stages(config) > config.steps:
         raise ValueError(f"--stages {config.stages}: each needs a step, and --steps is {config.steps}")
     if 0 < config.eval_samples < 16:
         raise ValueError(f"--eval-samples {config.eval_samples}: at least 16, for avg@16 and pass@16, or 0 for none")
+    if config.heldout and not config.eval_samples:
+        raise ValueError("--heldout: --eval-samples 0 evaluates nothing; drop one of the two")
     if not resume:
         must_be_free(Path(config.out))
         if config.curriculum and not Path(config.curriculum).is_file():  # a resumed run has its copy

@@ -117,6 +117,10 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
     ("--eval-samples 8", "--eval-samples"),
     ("--stages 9 --steps 8", "--stages"),
     ("--method grpo --reverse", "--stages"),
+    ("--heldout good.jsonl --eval-samples 0", "--heldout"),
+    ("--model model --questions good.jsonl --split test", "no split to choose"),
+    ("--model model --questions good.jsonl --heldout good.jsonl --heldout-subset main", "no subset to choose"),
+    ("--model model --questions model --subset main", "no subset to choose"),
 ]
 
 
@@ -398,6 +402,7 @@ def test_curricula_are_refused(here, capsys, name, rows, word):
 @pytest.mark.parametrize("line, word", [
     ("--model nowhere --benchmarks good=good.jsonl --out e", "nowhere"),
     ("--model model --benchmarks no_such_benchmark --out e", "no_such_benchmark"),
+    ("--model model --benchmarks good=good.jsonl, --out e", "--benchmarks ''"),
     ("--model model --benchmarks good=nowhere.jsonl --out e", "nowhere.jsonl"),
     ("--model model --benchmarks good=good.jsonl --k 0 --out e", "0"),
     ("--model model --benchmarks good=good.jsonl --k eight --out e", "eight"),
