@@ -531,9 +531,11 @@ def load_curriculum(path: str | Path, questions: Sequence[Question], settings: d
     header, rows, whole = read_rows(Path(path))
     place = {question.id: i for i, question in enumerate(questions)}
     for line, row in enumerate(rows, 2):
-        if row.get("id") not in place or not isinstance(row.get("se"), float):
+        if row.get("id") not in place:
             raise ValueError(f"{path}, line {line}: no question has the id {row.get('id')!r}; "
                              "give --questions the file that the curriculum was made from")  # fmt: skip
+        if not isinstance(row.get("se"), (int, float)):
+            raise ValueError(f"{path}, line {line}: no semantic entropy; make it again with python curriculum.py")
         row["index"] = place[row["id"]]
     settings_there = header.get("settings", {})
     asked, found = settings_there.get("Q"), len({row["index"] for row in rows})
@@ -567,7 +569,7 @@ def summary(rows: list[dict], n_stages: int = 4) -> str:
     lines.append(f"one meaning only: always right {right:.1%}, always wrong alike {wrong:.1%} of the questions")
     answers = [a for row in rows for a in row["answers"]]
     cut = sum(not done for row in rows for done in row["finished"]) / len(answers)
-    lines.append(f"responses without an answer: {answers.count(None) / len(answers):.1%}, of these cut off: {cut:.1%}")
+    lines.append(f"responses without an answer: {answers.count(None) / len(answers):.1%}, cut off: {cut:.1%} of all")
     return "\n".join(lines)
 
 

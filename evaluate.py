@@ -34,6 +34,7 @@ from curriculum import (
     render,
     replace_file,
     respond,
+    say,
     stream_rows,
 )
 
@@ -74,7 +75,7 @@ def score_rewards(rewards: Sequence[Sequence[float]], ks: Iterable[int] | None =
     """
     n, correct = len(rewards[0]), [int(sum(r)) for r in rewards]
     result = {"questions": len(rewards), "samples": n, "correct": correct, "pass_at_k": {}}
-    for k in sorted(set(ks or (2**i for i in range(n.bit_length())))):
+    for k in sorted(set(ks or [n, *(2**i for i in range(n.bit_length()))])):
         result[f"pass_at_{k}"], result[f"pass_at_{k}_se"] = mean_and_error([pass_at_k(n, c, k) for c in correct])
         result[f"avg_at_{k}"], result[f"avg_at_{k}_se"] = mean_and_error([sum(r[:k]) / k for r in rewards])
         result["pass_at_k"][str(k)] = result[f"pass_at_{k}"]
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("evaluate.py: interrupted; the same command goes on from here", file=sys.stderr)
+        say("evaluate.py: interrupted; the same command goes on from here")
         return 130
     return 0
 

@@ -154,8 +154,10 @@ def group(runs: list[Run]) -> list[Group]:
     groups = []
     for method in found:
         color, *first = STYLE.get(method, ("#333333", "-", "o"))
+        names = [members[0].folder.name for members in found[method].values()]
         for k, members in enumerate(found[method].values()):
-            label = re.sub(r"-seed\d+$", "", members[0].folder.name) if len(found[method]) > 1 else method
+            name = names[k] if names.count(names[k]) == 1 else str(members[0].folder)
+            label = re.sub(r"-seed\d+$", "", name) if len(names) > 1 else method
             line, marker = first if label == method else VARIANTS[k % len(VARIANTS)]
             groups.append(Group(label, members, {"color": color, "linestyle": line, "marker": marker}))
     return groups
@@ -302,7 +304,7 @@ def semantic_entropy(groups: list[Group]) -> Figure | None:
     run = next((run for g in groups for run in g.runs if run.curriculum), None)
     if run is None:
         return None
-    order = sorted(run.curriculum, key=lambda q: q["se"])  # stable: the file's order among equals
+    order = run.curriculum  # the file's order is what was trained
     n = run.config.get("stages") or max(run.series("stage").values(), default=0) + 1
     parts = stages(order[::-1] if run.config.get("reverse") else order, n)
     labels = [f"stage {k}: the base gets {np.mean([q['accuracy'] for q in part]):.0%} right"

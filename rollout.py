@@ -62,6 +62,11 @@ class Rollout:
 
 
 # ---------------------------------------------------------------------------------------------- loading
+def brief(error: BaseException) -> str:
+    """The first line of what an exception says, or its name."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def load_tokenizer(path: str | Path):
     """The tokenizer of a local folder or of a hub name; without a pad token, EOS is its pad.
 
@@ -78,8 +83,7 @@ def load_tokenizer(path: str | Path):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: no tokenizer could be loaded ({reason}); a model folder holds its own") from error
+        raise ValueError(f"{path}: no tokenizer could be loaded ({brief(error)}); a folder holds its own") from error
     if not tokenizer("a 1")["input_ids"]:  # transformers makes an empty one from a folder that has none
         raise ValueError(f"{path}: no tokenizer there that reads text; save the model's tokenizer beside it")
     if tokenizer.eos_token_id is None:
@@ -107,7 +111,7 @@ def load_model(path: str | Path, device: torch.device | str, dtype: torch.dtype,
         model, info = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: no model could be loaded: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: no model could be loaded: {brief(error)}") from error
     if missing := info["missing_keys"]:  # transformers would draw them at random, with a warning
         raise ValueError(f"{path}: {len(missing)} weights of the config's model are not there, e.g. {min(missing)}")
     rows = model.get_input_embeddings().weight.shape[0]
@@ -165,7 +169,8 @@ def _draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[
     total = cdf[:, -1:]
     if top_p < 1:  # the nucleus: the fewest tokens that hold top_p
         total = cdf.gather(1, torch.searchsorted(cdf, top_p * total).clamp(max=cdf.shape[1] - 1))
-    token = torch.searchsorted(cdf, u[:, None] * total, right=True)
+    # weights that overflowed have no probabilities: the last token, whose log-prob then is no number either
+    token = torch.searchsorted(cdf, u[:, None] * total, right=True).clamp(max=cdf.shape[1] - 1)
     token = token if order is None else order.gather(1, token)
     return token[:, 0], logp.gather(1, token)[:, 0]
 
@@ -192,7 +197,8 @@ def _cache_name(model) -> str:
 def _questions_at_once(model, prompt_width: int, group_size: int, max_new_tokens: int, cache_gib: float) -> int:
     """How many questions' groups fit the cache at its widest. Raises ValueError when not one does."""
     one = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)[_cache_name(model)]
-    per_token = sum(x.nbytes for layer in one.layers for x in (layer.keys, layer.values) if x is not None)
+    attending = [layer for layer in one.layers if getattr(layer, "keys", None) is not None]  # recurrent layers: none
+    per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in attending)
     per_group = per_token * group_size * (prompt_width + max_new_tokens) / 2**30
     if per_group > cache_gib:
         raise ValueError(
@@ -235,7 +241,7 @@ class _Batch:
     def resize(self, by: int) -> None:
         """Add columns on the left of the cache, or remove them (by < 0)."""
         for layer in self.cache.layers:
-            if getattr(layer, "keys", None) is not None:  # recurrent layers have none
+            if getattr(layer, "keys", None) is not None:
                 add = by
                 if layer.is_sliding:
                     layer.cumulative_length += by

@@ -81,8 +81,8 @@ class Config:
     heldout: str | None = None  # questions to evaluate on; none: the embedded task's own, with its questions; else none
     heldout_split: str | None = None  # as --split, of the held-out questions
     heldout_subset: str | None = None  # as --subset, of the held-out questions
-    question_field: str | None = None  # where a question is, a.b is b inside a; none: the usual names
-    answer_field: str | None = None  # where its answer is; none: the usual names
+    question_field: str | None = None  # where a question is, held out or not; a.b: b inside a; none: usual names
+    answer_field: str | None = None  # where its answer is, likewise
     split: str | None = None  # of a hub dataset (none: train), or how a folder's files begin (none: all of them)
     subset: str | None = None  # configuration of a hub dataset, such as gsm8k's main
     curriculum: str | None = None  # a curriculum.jsonl made before; none: made when stages > 1
@@ -90,7 +90,7 @@ class Config:
     seed: int = 0  # every random choice is a function of (seed, step, question)
     steps: int = 100  # rollout batches
 
-    stages: int | None = None  # curriculum stages, low to high semantic entropy; none: 4 for SENT, else 1 (shuffled)
+    stages: int | None = None  # stages, low to high semantic entropy; none: 4 for sent, sent_release, else 1 (shuffled)
     reverse: bool = False  # stages from high to low semantic entropy: a control
     curriculum_samples: int = 8  # M, answers per question for its semantic entropy
     estimator: str = "frequency"  # of semantic entropy: frequency, likelihood, length_normalised
@@ -107,7 +107,7 @@ class Config:
 
     lr: float = 5e-4  # AdamW's peak learning rate (1e-6 for a real model)
     warmup_steps: int = 10  # linear warm-up
-    schedule: str = "constant"  # constant or cosine (to 0 at the last step)
+    schedule: str = "constant"  # constant or cosine (towards 0 at the end)
     weight_decay: float = 0.0  # AdamW's
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
 
@@ -131,7 +131,7 @@ class Config:
     eval_every: int = 25  # steps between held-out evaluations (avg@16, pass@16); 0: only at start and end
     eval_samples: int = 64  # answers per held-out question at start and end; 0: no evaluation at all
     log_every: int = 10  # steps between printed lines
-    checkpoint_every: int = 50  # steps between checkpoints
+    checkpoint_every: int = 50  # steps between checkpoints; each held-out evaluation on the way is followed by one too
     keep_checkpoints: int = 2  # newest to keep, besides the best by held-out avg@16
     log_kl: bool = True  # log KL to the start even when the loss does not need it (one more forward per step)
     figures: bool = True  # draw the pictures at the end
@@ -143,6 +143,15 @@ class Config:
 
 
 GAP = {"cpu": 1e-3, "cuda": 2.0}  # nats that sampled and scored log-probs may differ at most: fp32, and bf16 rounding
+# Names that the index of a checkpoint may use. By name, not by module: `filesystem` imports os, and the pickle protocol
+# takes dotted names, so that "os.system" of an allowed module would be found.
+IN_AN_INDEX = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": ("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata",
+                                              "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+}  # fmt: skip
 METHOD_SETTINGS = [f.name for f in dataclasses.fields(Config) if any(f.name in settings_of(m) for m in METHODS)]
 
 
@@ -187,7 +196,7 @@ def parse(argv: list[str] | None) -> tuple[Config, bool]:
     """Command line -> (checked config, whether this continues a run). Raises ValueError; imports nothing slow."""
     given = vars(make_parser().parse_args(argv))
     base, resume = given.pop("config", None), given.pop("resume", None)
-    if resume:
+    if resume is not None:
         if given or base:
             raise ValueError("--resume takes everything from the run's own config.json; drop the other flags")
         if not (Path(resume) / "config.json").is_file():
@@ -197,8 +206,8 @@ def parse(argv: list[str] | None) -> tuple[Config, bool]:
         config = dataclasses.replace(load_config(Path(base)) if base else Config(), **given)
     if config.out is None:
         config.out = f"runs/{config.method}" + (f"-seed{config.seed}" if config.seed else "")
-    check(config, bool(resume))
-    return config, bool(resume)
+    check(config, resume is not None)
+    return config, resume is not None
 
 
 def method_settings(config: Config) -> dict[str, object]:
@@ -226,15 +235,15 @@ def check(config: Config, resume: bool) -> None:
                           "estimator": ESTIMATORS}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise ValueError(f"--{name} {getattr(config, name)}: choose one of {', '.join(filter(None, choices))}")
-    if n_stages(config) == 1 and (config.curriculum or config.reverse):
-        raise ValueError("--curriculum and --reverse need --stages 2 or more; one stage is shuffled")
+    if n_stages(config) == 1 and (config.curriculum or config.reverse or config.estimator != Config.estimator):
+        raise ValueError("--curriculum, --reverse and --estimator need --stages 2 or more; one stage is shuffled")
     if n_stages(config) > config.steps:
         raise ValueError(f"--stages {config.stages}: each needs a step, and --steps is {config.steps}")
     if 0 < config.eval_samples < 16:
         raise ValueError(f"--eval-samples {config.eval_samples}: at least 16, for avg@16 and pass@16, or 0 for none")
-    if config.heldout and not config.eval_samples:
-        raise ValueError("--heldout: --eval-samples 0 evaluates nothing; drop one of the two")
     if not resume:
+        if config.heldout and not config.eval_samples:
+            raise ValueError("--heldout: --eval-samples 0 evaluates nothing; drop one of the two")
         must_be_free(Path(config.out))
         if config.curriculum and not Path(config.curriculum).is_file():  # a resumed run has its copy
             raise ValueError(f"--curriculum {config.curriculum}: no such file; python curriculum.py makes one")
@@ -620,7 +629,8 @@ def probe_rows(run: Run, step: int) -> Iterator[dict]:
         logprobs, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=run.budget)
     none = logprobs * 0
     values = {"entropy": entropy, "logprob": logprobs, "covariance": none, "kl_weight": none, "pg_weight": none + 1}
-    more = {"reward": [grade(text, question.gold)[0] for text in rollout.texts], "probe": [1] * 8}
+    rights = [grade(text, question.gold)[0] for text in rollout.texts]
+    more = {"reward": torch.tensor(rights) * rollout.finished.cpu(), "probe": [1] * 8}
     return token_rows(run, step, rollout, [(question.id, prompt)] * 8, values, more, 8)
 
 
@@ -672,10 +682,9 @@ def read_index(folder: Path) -> dict[str, typing.Any]:
 
     class Names(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> typing.Any:
-            plain = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-            known = (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
             path = module.startswith("pathlib") and name in ("PosixPath", "WindowsPath")
-            if plain or known or path or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+            if name in IN_AN_INDEX.get(module, ()) or path or dtype:
                 return super().find_class(module, name)
             raise ValueError(f"{folder}: its index names {module}.{name}, which no checkpoint of ours does; not loaded")
 
@@ -688,8 +697,9 @@ def read_index(folder: Path) -> dict[str, typing.Any]:
 
 def why(error: BaseException) -> str:
     """The first cause in a CheckpointException, which holds the traceback of every rank; one line."""
-    cause = next(iter(error.failures.values()))[0]
-    return next(iter(str(cause).splitlines()), type(cause).__name__)
+    from rollout import brief
+
+    return brief(next(iter(error.failures.values()))[0])
 
 
 @contextmanager
@@ -1060,14 +1070,15 @@ def save_model(run: Run, folder: Path) -> None:
 
 
 def evaluate_and_note(run: Run, name: str) -> None:
-    """`start` or `end` of evaluation.json: pass@k for all k up to --eval-samples, counts per question. Made once."""
+    """`start` or `end` of evaluation.json: pass@k for all k up to --eval-samples, counts per question, `updates`."""
     path = run.folder / "evaluation.json"
     try:
         noted = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); remove it to evaluate again") from None
-    if run.heldout and name not in noted:
-        result = held_out(run, run.config.eval_samples, 0 if name == "start" else run.config.steps)
+    updates = 0 if name == "start" else run.config.steps
+    if run.heldout and (name not in noted or noted[name].get("updates", updates) != updates):  # it may be longer now
+        result = {"updates": updates} | held_out(run, run.config.eval_samples, updates)
         if run.rank == 0:
             replace_file(path, json.dumps(noted | {name: result}) + "\n")
             print(f"{name}: held-out avg@16 {result['avg_at_16']:.3f}, pass@16 {result['pass_at_16']:.3f}")
@@ -1097,7 +1108,8 @@ def main(argv: list[str] | None = None) -> int:
         say("train.py: interrupted" + (f"; go on with: {again()}" if again() else ""))
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except (Broken, ValueError, OSError) as error:
-        print(f"train.py: {error}" + (f"; when that is mended: {again()}" if again() else ""), file=sys.stderr)
+        mended = f"; when that is mended: {again()}" if again() and not isinstance(error, ValueError) else ""
+        print(f"train.py: {error}{mended}", file=sys.stderr)
         return 1 if running or (again() and isinstance(error, OSError)) else 2
     except RuntimeError as error:
         from rollout import peer_is_gone

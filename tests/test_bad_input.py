@@ -5,6 +5,7 @@ at once without torch is in test_train.py.
 """
 
 import json
+import shlex
 import shutil
 import socket
 import time
@@ -103,6 +104,7 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
     ("--config unknown.json", "colour"),
     ("--config typed.json", "steps"),
     ("--resume nowhere", "nowhere"),
+    ("--resume ''", "config.json"),
     ("--resume model", "config.json"),
     ("--resume model --steps 3", "--resume"),
     ("--out full", "full"),
@@ -117,6 +119,7 @@ FLAGS = [  # flags of train.py that are refused before anything is loaded, and a
     ("--eval-samples 8", "--eval-samples"),
     ("--stages 9 --steps 8", "--stages"),
     ("--method grpo --reverse", "--stages"),
+    ("--method grpo --estimator likelihood", "--estimator"),
     ("--heldout good.jsonl --eval-samples 0", "--heldout"),
     ("--model model --questions good.jsonl --split test", "no split to choose"),
     ("--model model --questions good.jsonl --heldout good.jsonl --heldout-subset main", "no subset to choose"),
@@ -132,7 +135,7 @@ def test_flags_are_refused(here, capsys, line, word):
     Path("torn/config.json").write_text('{"steps": 3, "me')
     Path("full").mkdir()
     Path("full/something").write_text("x")
-    arguments = line.split()
+    arguments = shlex.split(line)
     if "--out" not in line and "--resume" not in line:
         arguments += ["--out", "run"]
     refused(train.main, arguments, capsys, word)

@@ -288,7 +288,7 @@ def test_semantic_order_is_what_it_says(tmp_path, monkeypatch):
     assert rows[0]["lengths"] == [5] * 4 and rows[0]["logprobs"] == pytest.approx([-1.0] * 4, abs=1e-6)
     assert load_curriculum(path, questions, settings(questions)) == (rows, [])
     said = curriculum.summary(rows)
-    assert "always right 20.0%, always wrong alike 20.0%" in said and "40.0%, of these cut off: 20.0%" in said
+    assert "always right 20.0%, always wrong alike 20.0%" in said and "40.0%, cut off: 20.0% of all" in said
 
 
 def test_the_estimator_is_used(tmp_path, monkeypatch):

@@ -36,8 +36,9 @@ def base(tmp_path_factory):
 
 
 def flags(base, out, *more):
-    model, questions, heldout = map(str, base)
-    return ["--model", model, "--questions", questions, "--heldout", heldout, "--out", str(out), *SMALL, *more]
+    """`base`: model, questions, and held-out questions if the run is to evaluate."""
+    paths = [f"--{name}={path}" for name, path in zip(("model", "questions", "heldout"), base, strict=False)]
+    return [*paths, "--out", str(out), *SMALL, *more]
 
 
 def weights(folder):
@@ -186,8 +187,8 @@ def rank_process(torchrun, rank):
 def test_one_process_goes_on_as_two_and_a_dead_rank_ends_both(base, tmp_path):
     """The checkpoint of one process in two: the same next step. Then kill -9 one rank: the other ends, and says why."""
     out = tmp_path / "run"
-    steps = ["--minibatches", "1", "--checkpoint-every", "1", "--stages", "1", "--eval-samples", "0"]
-    assert train.main(flags(base, out, *steps, "--steps", "1")) == 0
+    steps = ["--minibatches", "1", "--checkpoint-every", "1", "--stages", "1"]
+    assert train.main(flags(base[:2], out, *steps, "--steps", "1")) == 0
     shutil.copytree(out, tmp_path / "alone")
     set_steps(tmp_path / "alone", 2)
     assert train.main(["--resume", str(tmp_path / "alone")]) == 0
@@ -304,13 +305,38 @@ def test_log_probs_that_are_no_numbers_stop_the_run(base, tmp_path, monkeypatch,
 
     monkeypatch.setattr(rollout, "score", poison)
     with small_disk(2_000):  # and a full disk does not hide what is wrong
-        assert train.main(flags(base, out, "--steps", "1", "--stages", "1", "--eval-samples", "0")) == 1
+        assert train.main(flags(base[:2], out, "--steps", "1", "--stages", "1")) == 1
     said = capsys.readouterr().err
     assert "step 0: old: 1 answers, the first to question" in said and "Traceback" not in said
     named, listed = re.search(r"to question (\S+),.*Questions: (.*?);", said).groups()
     assert listed.split(", ")[1] == named
     assert re.search(r"could not be kept in \S+broken-step-0000000-rank0.pt", said)
     assert not (out / "metrics.jsonl").exists()
+
+
+def test_weights_that_are_no_numbers_stop_the_run(base, tmp_path, monkeypatch, capsys):
+    """An update may overflow although its gradient is sound: what the next step samples from has no probabilities."""
+    real = train.update
+
+    def overflow(run, *rest):
+        done = real(run, *rest)
+        next(run.model.parameters()).data.fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(train, "update", overflow)
+    assert train.main(flags(base[:2], tmp_path / "run", "--steps", "2", "--stages", "1")) == 1
+    said = capsys.readouterr().err
+    assert "step 1: sampled: 16 answers, the first to question" in said and "Traceback" not in said
+
+
+def test_a_run_made_longer_is_evaluated_at_its_new_end(base, tmp_path):
+    out = tmp_path / "run"
+    assert train.main(flags(base, out, "--steps", "1", "--stages", "1", "--lr", "0.01")) == 0
+    before = json.loads((out / "evaluation.json").read_text())
+    set_steps(out, 2)
+    assert train.main(["--resume", str(out)]) == 0
+    after = json.loads((out / "evaluation.json").read_text())
+    assert after["start"] == before["start"] and (before["end"]["updates"], after["end"]["updates"]) == (1, 2)
 
 
 @contextmanager
@@ -387,7 +413,7 @@ def test_a_second_ctrl_c_stops_at_once(base, tmp_path):
     """The first asks for the end of the step, which here would take ten minutes."""
     note = tmp_path / "note"
     slow = f"import train, time; train.update = lambda *_: (open({str(note)!r}, 'w').close(), time.sleep(600))"
-    process = start(*flags(base, tmp_path / "run", "--steps", "2", "--stages", "1", "--eval-samples", "0"), first=slow)
+    process = start(*flags(base[:2], tmp_path / "run", "--steps", "2", "--stages", "1"), first=slow)
     while not note.exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -407,9 +433,15 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(base, whole, tmp_path, 
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    (train.checkpoints(out)[-1] / ".metadata").write_bytes(pickle.dumps(Evil()))
-    assert train.main(["--resume", str(out)]) == 2
-    assert "mkdir" in capsys.readouterr().err and not (tmp_path / "executed").exists()
+    # a dotted name is looked up attribute by attribute: os, which an allowed module has imported, and its mkdir
+    plain, path = pickle.dumps(Evil(), 4), b"torch.distributed.checkpoint.filesystem"
+    dotted = plain.replace(b"\x05posix", b"%c%s" % (len(path), path)).replace(b"\x05mkdir", b"\x08os.mkdir")
+    for index in (plain, dotted):
+        index = index[:2] + index[11:]  # without the frame, whose length is another now
+        (train.checkpoints(out)[-1] / ".metadata").write_bytes(index)
+        assert train.main(["--resume", str(out)]) == 2
+        assert "mkdir, which no checkpoint of ours does" in capsys.readouterr().err
+        assert not (tmp_path / "executed").exists()
 
 
 def test_a_model_that_writes_bombs_is_trained(base, tmp_path, monkeypatch):
