@@ -18,6 +18,7 @@ import shutil
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-from curriculum import stages
+from curriculum import Parser, stages
 
 # Colour, line, marker: a method looks the same in every picture, and the last two still tell it apart in greyscale.
 STYLE = {
@@ -43,9 +45,9 @@ STYLE = {
     "high_entropy_kl": ("#8f8a00", (0, (4, 1, 1, 1, 1, 1)), ">"),
     "sent_release": ("#4d4d4d", (0, (6, 1)), "p"),
 }
-VARIANTS = (("--", "s"), (":", "^"), ("-.", "D"), ("-", "v"))  # further settings of a method, in its colour
+VARIANTS = ((":", "^"), ("-.", "D"), ((0, (1, 1, 4, 1)), "v"), ("--", "s"))  # other settings of a method, in its colour
 TREATED = {  # what a method does to a token: colour, marker, size
-    "not treated": ("#a6a6a6", "o", 14),
+    "not selected": ("#a6a6a6", "o", 14),
     "KL": ("#0072b2", "o", 26),
     "strong KL": ("#d62728", "D", 60),
     "no policy gradient": ("#000000", "x", 30),
@@ -128,7 +130,7 @@ def load(folder: Path) -> Run:
     def objects(name: str, *needs: str) -> list[dict]:
         whole = (folder / name).read_text("utf-8", errors="replace") if (folder / name).exists() else ""
         rows = []
-        for n, line in enumerate(whole.split("\n") if name.endswith("l") else [whole], 1):
+        for n, line in enumerate(whole.split("\n") if name.endswith(".jsonl") else [whole], 1):
             try:
                 rows.append(json.loads(line or "{}"))
             except ValueError:
@@ -202,8 +204,8 @@ def curves(groups: list[Group]) -> Figure | None:
             line = curve(ax, g, [run.series(key) for run in g.runs], smooth)
             if key == "entropy" and len(line):
                 kept.append(f"{g.label} keeps {line[-1] / line[0]:.0%}")
-        changing = key == "reward" and any(run.staged for run in runs)
-        ax.set_title(PANELS[key] + " (a curriculum changes the questions)" * changing)
+        changing = smooth and any(run.staged for run in runs)
+        ax.set_title(PANELS[key] + "; a curriculum changes the questions" * changing)
         ax.set_xlabel("step" + " (running mean over 1/25 of the run)" * smooth)
     fig.suptitle("Entropy: " + ", ".join(kept) if len(kept) < 4 else "Entropy, reward, and held-out questions")
     axes[0, 0].set_ylim(bottom=0)
@@ -245,15 +247,14 @@ def covariance(groups: list[Group]) -> Figure | None:
         if len(steps) < 2:
             continue
         # H of step s is measured before its update: it has felt the pushes of the steps before s
-        pushed = np.mean([np.cumsum([0] + [lr[s] * cov[s] for s in steps[:-1]]) for cov, lr, _ in both], 0)
+        pushed = np.mean([np.cumsum([0] + [1000 * lr[s] * cov[s] for s in steps[:-1]]) for cov, lr, _ in both], 0)
         lost = np.mean([[h[steps[0]] - h[s] for s in steps] for _, _, h in both], 0)
         ax.plot(pushed, lost, label=g.label, markevery=len(steps) // 10 or 1, **g.style)
     if not ax.lines:
         return None
-    ax.set_xlabel("cumulative covariance  Σ lr · mean Cov(log π, A)  (nats)")
+    ax.set_xlabel("cumulative covariance  Σ lr · mean Cov(log π, A)  (thousandths of a nat)")
     ax.set_ylabel("entropy lost  H₀ − H  (nats per token)")
-    ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower right")
     return fig
 
 
@@ -275,7 +276,8 @@ def reward_entropy(groups: list[Group]) -> Figure | None:
     for part, line, what in ((early, "-", f"fit to the first {FIT_SHARE:.0%}"), (~early, "--", "prediction")):
         x = np.linspace(h[part].min(), h[part].max(), 100)
         r2 = 1 - np.mean((r[part] - slope * np.exp(h[part]) - b) ** 2) / np.var(r[part])  # < 0: worse than the mean
-        ax.plot(x, slope * np.exp(x) + b, color="black", linestyle=line, linewidth=3, label=f"{what}: R² = {r2:.2f}")
+        ax.plot(x, slope * np.exp(x) + b, color="black", linestyle=line, linewidth=3, label=f"{what}: R² = {r2:.2f}",
+                path_effects=[withStroke(linewidth=6, foreground="white")])  # seen on dark dots too
     ax.set(title=f"{g.label}:  a = {-slope:.2f},  b = {b:.2f}", xlabel=PANELS["entropy"], ylabel=PANELS["reward"])
     ax.legend()
     ax.invert_xaxis()  # the run goes from left to right
@@ -284,17 +286,19 @@ def reward_entropy(groups: list[Group]) -> Figure | None:
 
 
 def pass_at_k(groups: list[Group]) -> Figure | None:
-    """pass@k before and after: does the base cross the trained policy?"""
+    """Questions not solved in k draws, before and after: does the base cross the trained policy?"""
     fig, ax = canvas("pass@k before and after training: does the base overtake?")
     base = Group("base", groups[0].runs, {"color": "black", "marker": "*", "linewidth": 3, "markersize": 12})
     for g in [base, *groups]:
         ends = [run.evaluation.get("start" if g is base else "end") or {} for run in g.runs]
-        curve(ax, g, [{int(k): p for k, p in end.get("pass_at_k", {}).items()} for end in ends])
+        curve(ax, g, [{int(k): 1 - p for k, p in end.get("pass_at_k", {}).items()} for end in ends])
     if not ax.lines:
         return None
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.set(xlabel="k: answers drawn per question", ylabel="pass@k: share of questions solved")
+    ax.set_yscale("log")  # at pass@64 all are near 1: what is left of it tells them apart
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.set(xlabel="k: answers drawn per question", ylabel="1 − pass@k: share of questions not solved")
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
     return fig
 
@@ -323,7 +327,7 @@ def treatments(rows: list[dict]) -> list[str]:
     """What was done to each token of the samples of one step, row after row: keys of TREATED."""
     weights = [pair for row in rows for pair in zip(row["kl_weight"], row["pg_weight"], strict=True)]
     least = min((kl for kl, _ in weights if kl > 0), default=0.0)
-    return ["strong KL" if kl > least else "KL" if kl > 0 else "not treated" if pg else "no policy gradient"
+    return ["strong KL" if kl > least else "KL" if kl > 0 else "not selected" if pg else "no policy gradient"
             for kl, pg in weights]  # fmt: skip
 
 
@@ -334,7 +338,7 @@ def tokens(groups: list[Group]) -> Figure | None:
         return None
     rows = -(-len(groups) // 5)
     cols = -(-len(groups) // rows)
-    fig, axes = canvas("Which tokens does a method touch, by KL or by a mask?", height=2.5 + 4.5 * rows, nrows=rows,
+    fig, axes = canvas("Which tokens does a method select for a KL or a mask?", height=2.5 + 4.5 * rows, nrows=rows,
                        ncols=cols, sharex=True, sharey=True, squeeze=False)  # fmt: skip
     seen = {}
     for ax, g in zip(axes.flat, groups, strict=False):
@@ -345,9 +349,10 @@ def tokens(groups: list[Group]) -> Figure | None:
         h, cov = (np.array([x for row in batch for x in row[key]]) for key in ("entropy", "covariance"))
         for treated, (color, marker, size) in TREATED.items():
             if any(some := names == treated):
+                size *= 3 if some.sum() < 20 else 1  # so that a few can be seen
                 seen[treated] = ax.scatter(h[some], cov[some], size, color, marker=marker, alpha=0.7, rasterized=True)
-        touched = np.sum(names != "not treated")
-        ax.set_title(f"{g.label}\n{touched} of {len(names)}, step {step}", color=g.style["color"])
+        selected = np.sum(names != "not selected")
+        ax.set_title(f"{g.label}\n{selected} of {len(names)}, step {step}", color=g.style["color"])
         ax.set_yscale("symlog", linthresh=0.1)
         ax.yaxis.set_major_formatter("{x:g}")
     for ax in axes.flat[len(groups) :]:
@@ -355,7 +360,7 @@ def tokens(groups: list[Group]) -> Figure | None:
     for ax in axes[-1]:
         ax.set_xlabel("token entropy (nats)")
     fig.supylabel("covariance of log π and advantage (symlog)", fontsize=14)
-    fig.legend(seen.values(), seen, loc="outside lower center", ncols=len(seen), frameon=False, markerscale=1.5)
+    fig.legend(seen.values(), seen, loc="outside lower center", ncols=len(seen), frameon=False)
     return fig
 
 
@@ -402,7 +407,8 @@ def draw_answers(ax: Axes, rows: list[dict], width: int, font: float, scale: Sca
 
 def heatmap(groups: list[Group]) -> Figure | None:
     """Answers to one question before, during and after: a token is a cell coloured by its entropy, forks marked."""
-    shown = [(g, at) for g in groups if (at := g.runs[0].examples(3))][:2]  # more than two would not be legible
+    shown = [(g, at) for g in groups if (at := g.runs[0].examples(3))]
+    shown = sorted(shown, key=lambda pair: -len(pair[1]))[:2]  # more than two would not be legible
     if not shown:
         return None
     answers = [row for _, at in shown for rows in at.values() for row in rows]
@@ -420,11 +426,11 @@ def heatmap(groups: list[Group]) -> Figure | None:
         for ax, (step, rows) in zip(col, at.items(), strict=False):
             prompt = textwrap.shorten(visible(rows[0].get("prompt", "")), 40)
             mean = g.runs[0].series("entropy").get(step, math.nan)
-            ax.set_title(f"{g.label}, step {step}, H = {mean:.2f} nats:  {prompt}", loc="left", color=g.style["color"])
+            ax.set_title(f"{g.label}, step {step}, batch H = {mean:.2f}:  {prompt}", loc="left", color=g.style["color"])
             draw_answers(ax, rows, width, font, scale)
             ax.set(xlim=(0, width + 2), ylim=(1.4 * lines - 0.3, -0.4))
     forks = "; ▼ fork: a choice" * any(row["fork"] for row in answers)
-    fig.colorbar(scale, ax=axes, shrink=0.8, pad=0.01, extend="max", label=f"token entropy (nats){forks}")
+    fig.colorbar(scale, ax=axes, shrink=0.8, pad=0.01, extend="max", label=f"token entropy (nats); ■ end{forks}")
     return fig
 
 
@@ -450,9 +456,8 @@ def text(run: Run, width: int) -> str:
     for step, rows in run.examples(2).items():
         out.append(f"  step {step}: " + textwrap.shorten(visible(rows[0].get("prompt", "")), max(20, width - 14)))
         for line in (line for row in rows for line in wrap(row, max(8, width - 4), 8)):
-            levels = [min(7, int(entropy / HOT * 8)) for _, _, entropy, _ in line]
-            out.append("  " + "".join(f"\x1b[{'4;' * fork}30;48;5;{heat[level]}m{shown}\x1b[0m"
-                                      for level, (_, shown, _, fork) in zip(levels, line, strict=True)))  # fmt: skip
+            cells = ((heat[min(7, int(entropy / HOT * 8))], shown, "4;" * fork) for _, shown, entropy, fork in line)
+            out.append("  " + "".join(f"\x1b[{under}30;48;5;{color}m{shown}\x1b[0m" for color, shown, under in cells))
     return "\n".join(out)
 
 
@@ -460,8 +465,8 @@ def text(run: Run, width: int) -> str:
 PICTURES = (curves, semantic_entropy, tokens, heatmap, grid, reward_entropy, pass_at_k, covariance)
 
 
-def draw(folders: list[Path], out: Path) -> list[Path]:
-    """Write every picture that the folders have files for, as PNG and SVG; returns the paths.
+def draw(folders: list[Path], out: Path, *pictures: Callable) -> list[Path]:
+    """Write these pictures, or all, as far as the folders have files for them, as PNG and SVG; returns the paths.
 
     Raises ValueError that names the file when a folder has no metrics.jsonl or a file is torn.
     """
@@ -470,7 +475,7 @@ def draw(folders: list[Path], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a model may write what no font has: an empty box
-        for picture in PICTURES:
+        for picture in pictures or PICTURES:
             fig = picture(groups)
             for ending in ("png", "svg") if fig else ():
                 paths.append(out / f"{picture.__name__}.{ending}")
@@ -481,11 +486,10 @@ def draw(folders: list[Path], out: Path) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 bad input (one line on stderr)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders; metrics.jsonl is enough")
     parser.add_argument("--out", type=Path, help="where the pictures go [RUN/figures for one run, else figures]")
     parser.add_argument("--text", action="store_true", help="print to the terminal instead")
-    parser.error = lambda message: parser.exit(2, f"figures.py: {message} (--help lists the flags)\n")  # one line
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout has none
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets "?" for bars, not a traceback

@@ -155,7 +155,7 @@ def draw(walks: dict[str, dict], path: Path) -> None:
             over_time.semilogx(range(1, STEPS + 1), w["entropy"], ls=line, color=colour, label=name)
             if low == high > 0:
                 kept = entropy_of(EXAMPLE.equilibrium(low).log())
-                over_time.axhline(kept, color=colour, ls="-", lw=0.8, label=f"equation (5): {kept:.2f}")
+                over_time.axhline(kept, color=colour, ls="-", lw=0.8, label=f"predicted end: {kept:.2f}")
             every = slice(None, None, 3)
             change.plot(w["predicted"][every], w["measured"][every], marker, color=colour, alpha=0.5, label=name)
             found = errors(EXAMPLE, PROBE, sent_beta(EXAMPLE, PROBE, low, high, TAU), ETAS)
@@ -164,12 +164,13 @@ def draw(walks: dict[str, dict], path: Path) -> None:
         change.plot(ends, ends, color="#888888", lw=1, label="equal")
         squares = [found[-1] * (eta / ETAS[-1]) ** 2 for eta in ETAS]
         error.loglog(ETAS, squares, color="#888888", lw=1, label="eta squared")
-        over_time.set(title="Entropy of the bandit", xlabel="step", ylabel="nats", ylim=(0, None))
-        change.set(title="Change of entropy in one step", xlabel="predicted, equation (4)", ylabel="measured")
-        error.set(title="Error of the prediction", xlabel="step size eta", ylabel="nats")
+        over_time.set(title="Entropy of the bandit", xlabel="step", ylabel="entropy (nats)", ylim=(0, None))
+        change.set(title="Change of entropy in one step (nats)", xlabel="predicted, to first order", ylabel="measured")
+        error.set(title="Error of the prediction", xlabel="step size eta", ylabel="|measured − predicted| (nats)")
         for axes in (over_time, change, error):
             axes.legend()
         figure.savefig(path, dpi=100)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def main(argv: list[str] | None = None) -> None:
