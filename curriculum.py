@@ -152,12 +152,18 @@ def _gold(value: object, where: str, field: str) -> str | list[str] | None:
 
 
 # ---------------------------------------------------------------------------------------------- files and the hub
+def located(name: str, which: int) -> str:
+    """`arithmetic` -> the embedded task's model (0), questions (1) or held-out questions (2); another name as it is."""
+    if name != "arithmetic":
+        return name
+    from arithmetic import ensure
+
+    return str(ensure()[which])
+
+
 def _tables(source: str, split: str | None, config: str | None) -> Iterator[tuple[str, Iterable[tuple[str, object]]]]:
     """(name, (where, row)s) of each file behind a source."""
-    if source == "arithmetic":
-        from arithmetic import ensure
-
-        source = str(ensure()[1])
+    source = located(source, 1)
     path, known = Path(source), " ".join(READERS)
     if path.exists() and (config or (split and path.is_file())):
         raise ValueError(f"{source} is on disk and has no {'subset' if config else 'split'} to choose; drop that flag")
@@ -298,13 +304,11 @@ def respond(model, tokenizer, questions: Sequence[Question], prompts: list[str],
     columns = {"lengths": rollout.mask.sum(1).tolist(), "logprobs": rollout.logprobs.double().sum(1).tolist(),
                "finished": rollout.finished.tolist(), "texts": rollout.texts}  # fmt: skip
     rows = []
-    for place, logprob in enumerate(columns["logprobs"]):
-        if not math.isfinite(logprob):
-            name = questions[indices[place // samples]].id
-            raise ValueError(f"question {name}: an answer has log-prob {logprob}; are the weights broken?")
     for n, i in enumerate(indices):
         row = {"id": questions[i].id, "index": i}
         row |= {name: values[n * samples : (n + 1) * samples] for name, values in columns.items()}
+        if bad := [logprob for logprob in row["logprobs"] if not math.isfinite(logprob)]:
+            raise ValueError(f"question {row['id']}: an answer has log-prob {bad[0]}; are the weights broken?")
         graded = [grade(text, questions[i].gold)[:2] if done else (0.0, None)
                   for text, done in zip(row["texts"], row["finished"], strict=True)]  # fmt: skip
         row["rewards"], row["answers"] = map(list, zip(*graded, strict=True))
@@ -472,19 +476,13 @@ def describe(model_path: str, source: str, questions: Sequence[Question], prompt
 
 
 # ---------------------------------------------------------------------------------------------- the curriculum
-def order_settings(model_path: str, source: str, questions: Sequence[Question], prompts: list[str], samples: int,
-                   max_new_tokens: int, seed: int, estimator: str, temperature: float = 1.0) -> dict:  # fmt: skip
-    """The header of a curriculum, and what semantic_order() goes by."""
-    return describe(model_path, source, questions, prompts, M=samples, temperature=temperature,
-                    max_new_tokens=max_new_tokens, seed=seed, estimator=estimator)  # fmt: skip
-
-
 def semantic_order(model, tokenizer, questions: Sequence[Question], prompts: list[str], path: str | Path,
                    settings: dict, chunk: int = 64) -> list[dict]:  # fmt: skip
     """Write the curriculum of these questions and prompts to `path`, or go on with it; its rows, easy to hard.
 
-    `settings` is order_settings(...); `chunk` questions are sampled at a time. Rows are sorted by semantic entropy,
-    then high accuracy first, then index. Raises ValueError if `path` holds a curriculum with other settings, or M < 2.
+    `settings`: describe() with M, temperature, max_new_tokens, seed and estimator; `chunk` questions are sampled at a
+    time. Rows are sorted by semantic entropy, then high accuracy first, then index. Raises ValueError if `path` holds a
+    curriculum with other settings, or M < 2.
     """
     if settings["M"] < 2:
         raise ValueError(f"{settings['M']} answer per question has no entropy; take --samples 8")
@@ -641,16 +639,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def make(args: argparse.Namespace) -> list[dict]:
     """Load, sample, order: the file that `args` describe."""
     questions = load_questions(args.questions, args.question_field, args.answer_field, args.split, args.subset)
-    if args.model == "arithmetic":
-        from arithmetic import ensure
-
-        args.model = str(ensure()[0])
+    args.model = located(args.model, 0)
     model, tokenizer = open_model(args.model, args.device, args.attention)
     prompts, kept = render(questions, tokenizer, args.instruction, args.max_prompt_tokens)
     questions = [questions[i] for i in kept]
     limit = answer_limit(model, tokenizer, prompts, args.max_new_tokens)
-    settings = order_settings(args.model, args.questions, questions, prompts, args.samples, limit, args.seed,
-                              args.estimator, args.temperature)  # fmt: skip
+    settings = describe(args.model, args.questions, questions, prompts, M=args.samples, temperature=args.temperature,
+                        max_new_tokens=limit, seed=args.seed, estimator=args.estimator)  # fmt: skip
     return semantic_order(model, tokenizer, questions, prompts, args.out, settings, args.chunk)
 
 

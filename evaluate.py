@@ -5,10 +5,10 @@
         --benchmarks aime24,aime25,amc23,math500,olympiadbench,minerva --k 8,16,32 --max-new-tokens 8192
 
 n answers per question are drawn (the largest K, or --samples). Pass@K is the unbiased estimator over all n, so it grows
-with K; the paper seems to draw anew for each K, and its Pass@K does not always grow. Avg@K is the accuracy of the first
-K of them: whatever K, an estimate of the same number. The paper's release evaluates with --top-p 0.6; here every
-answer is drawn from the policy itself unless you say so. Standard errors are over questions: the error of a benchmark
-of 30 questions is that it has 30. --out holds table.md, table.json and every response; kill it, repeat it, it goes on.
+with K. Avg@K is the accuracy of the first K of them: whatever K, an estimate of the same number. The paper's release
+evaluates with --top-p 0.6; here every answer is drawn from the policy itself unless you say so. Standard errors are
+over questions: the error of a benchmark of 30 questions is that it has 30. --out holds table.md, table.json and every
+response; kill it, repeat it, it goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from curriculum import (
     answer_limit,
     describe,
     load_questions,
+    located,
     number,
     open_model,
     render,
@@ -171,9 +172,7 @@ def load_benchmarks(args: argparse.Namespace) -> dict[str, list[Question]]:
         if name in benchmarks:
             raise ValueError(f"--benchmarks names {name} twice; one row each is enough")
         if not source and name == "arithmetic":
-            from arithmetic import ensure
-
-            source = ensure()[2]
+            source = located(name, 2)
         elif not source:
             if name not in BENCHMARKS:
                 raise ValueError(f"--benchmarks {name!r}: not arithmetic, {', '.join(BENCHMARKS)} or name=path")
@@ -184,10 +183,7 @@ def load_benchmarks(args: argparse.Namespace) -> dict[str, list[Question]]:
 
 def evaluate_model(path: str, benchmarks: dict[str, list[Question]], args: argparse.Namespace) -> dict[str, dict]:
     """Scores of one model by benchmark; its responses go to OUT/responses/MODEL/BENCHMARK.jsonl as they come."""
-    if path == "arithmetic":
-        from arithmetic import ensure
-
-        path = str(ensure()[0])
+    path = located(path, 0)
     model, tokenizer = open_model(path, args.device, args.attention)
     results = {}
     for name, questions in benchmarks.items():

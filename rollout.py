@@ -321,17 +321,8 @@ def _decode(model, prompts: list[list[int]], u: Tensor, tokens: Tensor, logprobs
 
 
 @torch.no_grad()
-def sample(
-    model,
-    tokenizer,
-    prompts: list[str],
-    group_size: int,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int | list[int],
-    top_p: float = 1.0,
-    cache_gib: float | None = None,
-) -> Rollout:
+def sample(model, tokenizer, prompts: list[str], group_size: int, max_new_tokens: int, temperature: float,
+           seed: int | list[int], top_p: float = 1.0, cache_gib: float | None = None) -> Rollout:  # fmt: skip
     """group_size answers to each prompt; row q * G + g is answer g to prompt q. Prompts are final texts.
 
     `seed` is one int, or one per prompt. A row depends on its prompt, its seed and its place in the group only: not on

@@ -41,11 +41,12 @@ from curriculum import (
     ESTIMATORS,
     Parser,
     append_rows,
+    describe,
     hold,
     load_curriculum,
     load_questions,
+    located,
     make_folder,
-    order_settings,
     render,
     replace_file,
     say,
@@ -348,27 +349,28 @@ class Batch:
     seconds: dict[str, float]
 
 
-def in_global_order(local: Tensor, config: Config, world: int) -> Tensor:
-    """Rows of this rank -> rows of all ranks, in the order one process would have; [b, ...] -> [B, ...].
-
-    A rank holds, for each minibatch, its share of that minibatch's questions.
-    """
-    from rollout import gather
-
-    rows = gather(local)  # rank by rank
-    parts = rows.unflatten(0, (world, config.minibatches, -1))
-    return parts.transpose(0, 1).flatten(0, 2)
-
-
 def of_all_ranks(run: Run, per_token: dict[str, Tensor], per_row: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This rank's tensors, [b, T] and [b] by name -> those of all ranks, [B, T] and [B], in global order."""
+    """This rank's tensors, [b, T] and [b] by name -> those of all ranks, [B, T] and [B], in the order of one process.
+
+    A rank holds, for each minibatch, its share of that minibatch's questions (`own_share` says which).
+    """
     import torch
 
-    device = per_token["mask"].device
-    tokens = in_global_order(torch.stack(list(per_token.values()), 1), run.config, run.world)  # [B, names, T]
-    rows = in_global_order(torch.stack(list(per_row.values()), 1).to(device), run.config, run.world)  # [B, names]
-    everything = dict(zip([*per_token, *per_row], [*tokens.unbind(1), *rows.unbind(1)], strict=True))
+    from rollout import gather
+
+    everything = {}
+    for tensors in (per_token, per_row):  # a collective for each kind, not for each name
+        rows = gather(torch.stack([x.to(per_token["mask"].device) for x in tensors.values()], 1))  # rank by rank
+        rows = rows.unflatten(0, (run.world, run.config.minibatches, -1)).transpose(0, 1).flatten(0, 2)
+        everything |= dict(zip(tensors, rows.unbind(1), strict=True))
     return everything | {"mask": everything["mask"].bool()}
+
+
+def own_share(run: Run, n: int) -> Tensor:
+    """Which of n questions, or rows, in global order this rank holds."""
+    import torch
+
+    return torch.arange(n).view(run.config.minibatches, run.world, -1)[:, run.rank].flatten()
 
 
 def score_rollout(run: Run, rollout) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -393,30 +395,24 @@ def collect(run: Run, step: int) -> Batch:
 
     from rollout import gathered, position_seed, sample
 
-    c, now = run.config, [time.perf_counter()]
-    seconds = {}
-
-    def took(what: str) -> None:
-        now.append(time.perf_counter())
-        seconds["seconds_" + what] = now[-1] - now[-2]
-
+    c, clock = run.config, [time.perf_counter()]
     questions = batch_at(step, c.steps, run.stages, c.questions_per_step, c.seed)
-    places = torch.arange(len(questions)).view(c.minibatches, run.world, -1)[:, run.rank].flatten().tolist()
+    places = own_share(run, len(questions)).tolist()
     mine = [questions[place] for place in places]
     with gathered(run.model):
         # by place, not by question: one that comes twice in a small stage gets two different groups
         seeds = [position_seed(c.seed, step, place) for place in places]
         rollout = sample(run.model, run.tokenizer, [run.prompts[q] for q in mine], c.group_size, c.max_new_tokens,
                          c.temperature, seeds)  # fmt: skip
-    took("sample")
+    clock.append(time.perf_counter())
     golds = [run.questions[q].gold for q in mine for _ in range(c.group_size)]
     rights, _, statuses = zip(*map(grade, rollout.texts, golds), strict=True)
     finished = rollout.finished.cpu()
     rewards = torch.tensor(rights) * finished  # [b]; cut off: 0, even with a box in it
     advantages = group_advantages(rewards.view(-1, c.group_size), scale=c.advantage_std).view(-1, 1)  # [b, 1]
-    took("grade")
+    clock.append(time.perf_counter())
     old, entropy, ref = score_rollout(run, rollout)
-    took("score")
+    clock.append(time.perf_counter())
     mask = rollout.mask
     per_token = {"sampled": rollout.logprobs, "old": old, "ref": old if ref is None else ref, "entropy": entropy,
                  "mask": mask.float(), "advantages": advantages.to(old) * mask,
@@ -426,8 +422,9 @@ def collect(run: Run, step: int) -> Batch:
     everything = of_all_ranks(run, per_token, per_row)
     whole = treat(c.method, steady(everything["old"]), steady(everything["entropy"]), everything["advantages"],
                   everything["mask"], seed=position_seed(c.seed, step), **method_settings(c))  # fmt: skip
-    own = torch.arange(len(everything["mask"])).view(c.minibatches, run.world, -1)[:, run.rank].flatten()
-    treatment = whole.rows(own.to(old.device), mask.shape[1])
+    treatment = whole.rows(own_share(run, len(everything["mask"])).to(old.device), mask.shape[1])
+    took = [end - begin for begin, end in zip(clock, clock[1:], strict=False)]
+    seconds = dict(zip(("seconds_sample", "seconds_grade", "seconds_score"), took, strict=True))
     return Batch(rollout, old, ref, treatment, everything, whole, questions, seconds)
 
 
@@ -465,7 +462,7 @@ def fork_mask(run: Run, rollout) -> Tensor:
 
 
 def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
-    """Minibatches: forward, loss, backward, clip, step. Raises FloatingPointError before a bad update is applied."""
+    """Minibatches: forward, loss, backward, clip, step. Raises Broken before a bad update is applied."""
     import torch
 
     from rollout import gather, micro_batches, score
@@ -499,7 +496,7 @@ def update(run: Run, batch: Batch, step: int) -> dict[str, float]:
         norm = norm.full_tensor().item() if hasattr(norm, "full_tensor") else norm.item()
         if not math.isfinite(norm):
             run.optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"gradient: the norm over minibatch {m} is {norm}")
+            raise broken(run, step, batch, f"gradient: the norm over minibatch {m} is {norm}")
         norms.append(norm)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
@@ -770,25 +767,13 @@ class Broken(RuntimeError):
     """The run must stop: a number that is none, or two policies where there should be one. Exit code 1."""
 
 
-def locate(config: Config) -> tuple[str, str, str | None]:
-    """Model, questions and held-out questions; the word arithmetic becomes the paths of the embedded task."""
-    paths = [config.model, config.questions, config.heldout]
-    if config.heldout is None and config.questions == "arithmetic":
-        paths[2] = "arithmetic"
-    if "arithmetic" in paths:
-        from arithmetic import ensure
-
-        paths = [str(built) if path == "arithmetic" else path for path, built in zip(paths, ensure(), strict=True)]
-    return tuple(paths)
-
-
 def setup(config: Config) -> Run:
     """Load everything, what is quick to refuse first; writes nothing."""
-    model_path, questions_path, heldout_path = locate(config)
-    fields = config.question_field, config.answer_field
+    model_path, questions_path = located(config.model, 0), located(config.questions, 1)
+    fields, heldout = (config.question_field, config.answer_field), []
     questions = load_questions(questions_path, *fields, config.split, config.subset)
-    heldout = []
-    if heldout_path and config.eval_samples:
+    if config.eval_samples and (config.heldout or config.questions == "arithmetic"):
+        heldout_path = located(config.heldout or "arithmetic", 2)
         heldout = load_questions(heldout_path, *fields, config.heldout_split, config.heldout_subset)
 
     import torch
@@ -796,7 +781,8 @@ def setup(config: Config) -> Run:
     from rollout import distributed, load_model, load_tokenizer, shard
 
     rank, world, device = distributed(config.device)
-    config = dataclasses.replace(config, device=device.type)  # none means the best there is here
+    # none means the best there is here, arithmetic the folder of today
+    config = dataclasses.replace(config, device=device.type, model=model_path, questions=questions_path)
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, device, torch.float32, config.attention)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -827,15 +813,6 @@ def setup(config: Config) -> Run:
                questions, heldout_prompts, heldout, [], read_forks(model_path))  # fmt: skip
 
 
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """Inside, no other process writes to the run folder. Raises ValueError when one does already."""
-    if run.rank == 0:
-        make_folder(run.folder)
-    with hold(run.folder / "lock") if run.rank == 0 else nullcontext():
-        yield
-
-
 def begin(run: Run, given: Config, resume: bool) -> tuple[int, list[dict]]:
     """Note the config, order the questions, load the newest checkpoint; the next step and the metrics so far."""
     from rollout import barrier
@@ -844,7 +821,7 @@ def begin(run: Run, given: Config, resume: bool) -> tuple[int, list[dict]]:
         must_be_free(run.folder)  # once more: another run may have come and gone while we loaded
         replace_file(run.folder / "config.json", json.dumps(asdict(given), indent=2) + "\n")
     barrier()
-    run.stages = make_stages(run, *locate(given)[:2])  # from the start policy: before a checkpoint loads
+    run.stages = make_stages(run)  # from the start policy: before a checkpoint loads
     start = load_checkpoint(run)
     history = []
     if run.rank == 0:
@@ -876,7 +853,7 @@ def reads_reference(config: Config) -> bool:
     return bool(settings.get("beta_low") or settings["kl_coef"] or config.method == "sent_release")
 
 
-def make_stages(run: Run, model_path: str, questions_path: str) -> list[list[int]]:
+def make_stages(run: Run) -> list[list[int]]:
     """The curriculum: a given file, one this run has made, or a new one. One stage is plain shuffling, without."""
     from rollout import barrier, gathered
 
@@ -885,8 +862,9 @@ def make_stages(run: Run, model_path: str, questions_path: str) -> list[list[int
     if n == 1:
         return [list(range(len(run.questions)))]
     path = run.folder / "curriculum.jsonl"
-    settings = order_settings(model_path, questions_path, run.questions, run.prompts, c.curriculum_samples,
-                              c.max_new_tokens, c.seed, c.estimator, c.temperature)  # fmt: skip
+    settings = describe(c.model, c.questions, run.questions, run.prompts, M=c.curriculum_samples,
+                        temperature=c.temperature, max_new_tokens=c.max_new_tokens, seed=c.seed,
+                        estimator=c.estimator)  # fmt: skip
     if c.curriculum and not path.exists() and run.rank == 0:
         replace_file(path, Path(c.curriculum).read_text())
     barrier()
@@ -948,41 +926,38 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def refuse_bad_numbers(run: Run, batch: Batch) -> None:
-    """Raises FloatingPointError that names the tensor, and the question whose answer it comes from."""
+def bad_numbers(run: Run, batch: Batch) -> str | None:
+    """Which tensor of the rollout has what is no number, and the question whose answer it comes from; None if none."""
     for name in ("sampled", "old", "ref", "entropy"):
         bad = (~batch.everything[name].isfinite()).any(1).nonzero()
         if len(bad):
             question = run.questions[batch.questions[int(bad[0]) // run.config.group_size]].id
-            raise FloatingPointError(f"{name}: {len(bad)} answers, the first to question {question}, have log-probs or "
-                                     "entropies that are not numbers")  # fmt: skip
+            return (f"{name}: {len(bad)} answers, the first to question {question}, have log-probs or entropies that "
+                    "are not numbers")  # fmt: skip
+    return None
 
 
-@contextmanager
-def stopping_on_bad_numbers(run: Run, step: int, batch: Batch) -> Iterator[None]:
-    """FloatingPointError -> Broken that names step and questions, the batch beside the run's files for inspection."""
+def broken(run: Run, step: int, batch: Batch, flaw: str) -> Broken:
+    """The exception that names step and questions; the batch goes beside the run's files, for inspection."""
     import torch
 
+    ids = [run.questions[q].id for q in batch.questions]
+    path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
+    kept = f"Its tensors are in {path} (torch.load)"
     try:
-        yield
-    except FloatingPointError as error:
-        ids = [run.questions[q].id for q in batch.questions]
-        path = run.folder / f"broken-step-{step:07d}-rank{run.rank}.pt"
-        kept = f"Its tensors are in {path} (torch.load)"
-        try:
-            torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
-        except (OSError, RuntimeError) as full:
-            kept = f"Its tensors could not be kept in {path} ({full})"
-        raise Broken(f"step {step}: {error}. This update was not applied. {kept}. "
-                     f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}") from None  # fmt: skip
+        torch.save({"questions": ids, "tokens": batch.rollout.tokens, **batch.everything}, path)
+    except (OSError, RuntimeError) as full:
+        kept = f"Its tensors could not be kept in {path} ({full})"
+    return Broken(f"step {step}: {flaw}. This update was not applied. {kept}. "
+                  f"Questions: {', '.join(ids[:8])}{', ...' * (len(ids) > 8)}")  # fmt: skip
 
 
 def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     """Rollout, update and, when due, evaluation: the step's line for metrics.jsonl and its rows for samples.jsonl."""
     c, began = run.config, time.perf_counter()
     batch = collect(run, step)
-    with stopping_on_bad_numbers(run, step, batch):
-        refuse_bad_numbers(run, batch)
+    if flaw := bad_numbers(run, batch):
+        raise broken(run, step, batch, flaw)
     m = {"step": step, "stage": stage_at(step, c.steps, len(run.stages)), **measure(batch, c)}
     if step == 0 and m["logprob_gap"] > GAP[c.device]:
         raise Broken(f"step 0: sampled and scored log-probs differ by {m['logprob_gap']:.2g} nats: two policies")
@@ -990,8 +965,7 @@ def one_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     due = c.eval_every > 0 and (step + 1) % c.eval_every == 0
     rows = [*batch_rows(run, batch, step), *probe_rows(run, step)] if step == 0 or due or last else []
     updating = time.perf_counter()
-    with stopping_on_bad_numbers(run, step, batch):
-        m |= update(run, batch, step) | batch.seconds
+    m |= update(run, batch, step) | batch.seconds
     m["seconds_update"] = time.perf_counter() - updating
     m["seconds"] = time.perf_counter() - began
     m["tokens_per_second"] = m["tokens"] / m["seconds"]
@@ -1095,7 +1069,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config, resume = parse(argv)
         run = setup(config)
-        with alone(run):
+        if run.rank == 0:
+            make_folder(run.folder)
+        with hold(run.folder / "lock") if run.rank == 0 else nullcontext():  # nobody else writes to this folder
             start, history = begin(run, config, resume)
             running = True
             evaluate_and_note(run, "start")

@@ -95,8 +95,8 @@ def over_questions(counts: tuple[int, ...] = (64, 128, 256, 512)) -> list[float]
     prompts, _ = curriculum.render(asked, tokenizer)
     seconds = []
     for n in (16, *counts):  # the first is a warm-up
-        settings = curriculum.order_settings(str(folder), str(questions), asked[:n], prompts[:n], 8, 64, 0, "frequency",
-                                             1.0)  # fmt: skip
+        settings = curriculum.describe(str(folder), str(questions), asked[:n], prompts[:n], M=8, temperature=1.0,
+                                       max_new_tokens=64, seed=0, estimator="frequency")  # fmt: skip
         with tempfile.TemporaryDirectory() as out:
             began = time.process_time()
             curriculum.semantic_order(model, tokenizer, asked[:n], prompts[:n], Path(out) / "order.jsonl", settings)
