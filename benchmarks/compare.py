@@ -218,10 +218,10 @@ def kept(*wanted: str) -> list[Path]:
 
 def pictures() -> None:
     """GRPO against SENT with and without its curriculum; all methods; halves and orders of SENT."""
-    from figures import curves, draw, grid, pass_at_k, tokens
+    from figures import curves, draw, grid, tokens
 
     draw(kept("grpo", "sent-kl", "sent"), RESULTS)
-    draw(kept(*PUBLISHED), RESULTS / "methods", curves, grid, pass_at_k, tokens)
+    draw(kept(*PUBLISHED), RESULTS / "methods", curves, grid, tokens)
     draw(kept("grpo", "sent", *ABLATIONS), RESULTS / "ablations", curves, grid)
 
 
