@@ -217,12 +217,13 @@ def kept(*wanted: str) -> list[Path]:
 
 
 def pictures() -> None:
-    """GRPO against SENT with and without its curriculum; all methods; halves and orders of SENT."""
-    from figures import curves, draw, grid, tokens
+    """GRPO against SENT with and without its curriculum; all methods; halves and orders of SENT; twice the steps."""
+    from figures import curves, draw, grid, pass_at_k, tokens
 
     draw(kept("grpo", "sent-kl", "sent"), RESULTS)
     draw(kept(*PUBLISHED), RESULTS / "methods", curves, grid, tokens)
     draw(kept("grpo", "sent", *ABLATIONS), RESULTS / "ablations", curves, grid)
+    draw(kept("grpo-steps200", "sent-steps200"), RESULTS / "steps200", curves, pass_at_k)
 
 
 def main() -> None:
