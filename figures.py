@@ -201,9 +201,10 @@ def curves(groups: list[Group]) -> Figure | None:
     for ax, key in zip(axes.flat, panels, strict=True):
         smooth = not key.startswith("eval_")
         for g in groups:
-            line = curve(ax, g, [run.series(key) for run in g.runs], smooth)
-            if key == "entropy" and len(line):
-                kept.append(f"{g.label} keeps {line[-1] / line[0]:.0%}")
+            series = [run.series(key) for run in g.runs]
+            if len(curve(ax, g, series, smooth)) and key == "entropy":
+                ends = [list(h.values()) for h in series]
+                kept.append(f"{g.label} keeps {np.mean([np.mean(h[-10:]) / h[0] for h in ends]):.0%}")
         changing = smooth and any(run.staged for run in runs)
         ax.set_title(PANELS[key] + "; a curriculum changes the questions" * changing)
         ax.set_xlabel("step" + " (running mean over 1/25 of the run)" * smooth)
