@@ -381,7 +381,8 @@ def treat(method: str, logprobs: Tensor, entropy: Tensor, advantages: Tensor, ma
 
     Args: logprobs, entropy, advantages, mask, all [B, T] of the whole batch of all ranks, from the policy that sampled
     (advantages may be [B, 1]); seed for the one method that draws at random; settings as in `settings_of(method)`.
-    Raises ValueError for an unknown method, a setting the method does not have, a value out of range.
+    Raises ValueError for an unknown method, a setting the method does not have, a value out of range, and a method of
+    your own that returns no Treatment of these shapes.
 
     >>> import torch
     >>> H, A, mask = torch.tensor([[0.1, 0.9]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[True, True]])
@@ -394,7 +395,12 @@ def treat(method: str, logprobs: Tensor, entropy: Tensor, advantages: Tensor, ma
     if "seed" in inspect.signature(METHODS[method]).parameters:
         settings["seed"] = seed
     advantages = advantages.detach().expand_as(mask)
-    return replace(METHODS[method](logprobs.detach(), entropy.detach(), advantages, mask, **settings), **shared)
+    made = METHODS[method](logprobs.detach(), entropy.detach(), advantages, mask, **settings)
+    for name in ("advantages", "pg_weight", "kl_weight"):
+        value = getattr(made, name, None)
+        if getattr(value, "shape", None) != mask.shape or not value.is_floating_point():
+            raise ValueError(f"method {method} must return a Treatment whose {name} is a float tensor [B, T]")
+    return replace(made, **shared)
 
 
 # ---------------------------------------------------------------------------------------------- the loss

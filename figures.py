@@ -197,18 +197,19 @@ def curves(groups: list[Group]) -> Figure | None:
     if not panels:
         return None
     fig, axes = canvas("", nrows=-(-len(panels) // 2), ncols=min(2, len(panels)), squeeze=False)
-    kept = []
+    kept, least = [], min((len(h) for run in runs if (h := run.series("entropy"))), default=0)
     for ax, key in zip(axes.flat, panels, strict=True):
         smooth = not key.startswith("eval_")
         for g in groups:
             series = [run.series(key) for run in g.runs]
             if len(curve(ax, g, series, smooth)) and key == "entropy":
                 ends = [list(h.values()) for h in series]
-                kept.append(f"{g.label} keeps {np.mean([np.mean(h[-10:]) / h[0] for h in ends]):.0%}")
+                kept.append(f"{g.label} keeps {np.mean([np.mean(h[:least][-10:]) / h[0] for h in ends]):.0%}")
         changing = smooth and any(run.staged for run in runs)
         ax.set_title(PANELS[key] + "; a curriculum changes the questions" * changing)
         ax.set_xlabel("step" + " (running mean over 1/25 of the run)" * smooth)
-    fig.suptitle("Entropy: " + ", ".join(kept) if len(kept) < 4 else "Entropy, reward, and held-out questions")
+    title = f"Entropy after {least} steps: " + ", ".join(kept)
+    fig.suptitle(title if 0 < len(kept) < 4 else "Entropy, reward, and held-out questions")
     axes[0, 0].set_ylim(bottom=0)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return fig

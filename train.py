@@ -999,7 +999,8 @@ def train(run: Run, start: int, history: list[dict], caught: list[int]) -> int:
         if stopped and step + 1 < c.steps:
             if run.rank == 0:
                 bar.close()
-                print(f"stopped after step {step}; go on with: python train.py --resume {run.folder}", file=sys.stderr)
+                print(f"stopped after {step + 1} of {c.steps} steps; go on with: python train.py --resume {run.folder}",
+                      file=sys.stderr)  # fmt: skip
             return 128 + stopped
     return 0
 
@@ -1052,6 +1053,7 @@ def evaluate_and_note(run: Run, name: str) -> None:
         raise ValueError(f"{path}: not JSON ({error}); remove it to evaluate again") from None
     updates = 0 if name == "start" else run.config.steps
     if run.heldout and (name not in noted or noted[name].get("updates", updates) != updates):  # it may be longer now
+        say(f"{name}: {run.config.eval_samples} answers to each of {len(run.heldout)} held-out questions")
         result = {"updates": updates} | held_out(run, run.config.eval_samples, updates)
         if run.rank == 0:
             replace_file(path, json.dumps(noted | {name: result}) + "\n")

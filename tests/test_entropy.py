@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from entropy import (
     AVERAGES,
     METHODS,
+    Treatment,
     check_settings,
     group_advantages,
     k3,
@@ -1069,3 +1070,16 @@ def test_likelihood_of_long_answers_says_nothing_about_meaning():
 def test_semantic_entropy_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         semantic_entropy(*arguments)
+
+
+@pytest.mark.parametrize("returned", [None, "bool", "scalar", "narrow"])
+def test_a_method_of_ones_own_that_returns_something_else_is_told_so(monkeypatch, returned):
+    def mine(logprobs, entropy, advantages, mask):
+        weight = {"bool": mask, "scalar": 1.0, "narrow": advantages[:, :1]}.get(returned)
+        return None if returned is None else Treatment(advantages, weight, advantages * 0)
+
+    monkeypatch.setitem(METHODS, "mine", mine)
+    H, mask = torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    name = "advantages" if returned is None else "pg_weight"
+    with pytest.raises(ValueError, match=rf"method mine must return a Treatment whose {name} is a float tensor"):
+        treat("mine", -H, H, H, mask)
