@@ -203,8 +203,8 @@ def curves(groups: list[Group]) -> Figure | None:
         for g in groups:
             series = [run.series(key) for run in g.runs]
             if len(curve(ax, g, series, smooth)) and key == "entropy":
-                ends = [list(h.values()) for h in series]
-                kept.append(f"{g.label} keeps {np.mean([np.mean(h[:least][-10:]) / h[0] for h in ends]):.0%}")
+                shares = [np.mean(list(h.values())[:least][-10:]) / next(iter(h.values())) for h in series]
+                kept.append(f"{g.label} keeps {np.mean(shares):.0%}")
         changing = smooth and any(run.staged for run in runs)
         ax.set_title(PANELS[key] + "; a curriculum changes the questions" * changing)
         ax.set_xlabel("step" + " (running mean over 1/25 of the run)" * smooth)

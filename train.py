@@ -373,6 +373,14 @@ def own_share(run: Run, n: int) -> Tensor:
     return torch.arange(n).view(run.config.minibatches, run.world, -1)[:, run.rank].flatten()
 
 
+def graded(rollout, golds: list[str | list[str]]) -> tuple[Tensor, tuple[str, ...]]:
+    """Rewards [b] of answers and the verifier's statuses; cut off: reward 0, even with a box in it."""
+    import torch
+
+    rights, _, statuses = zip(*map(grade, rollout.texts, golds), strict=True)
+    return torch.tensor(rights) * rollout.finished.cpu(), statuses
+
+
 def score_rollout(run: Run, rollout) -> tuple[Tensor, Tensor, Tensor | None]:
     """Without gradient: log-probs and entropy of the policy, log-probs of the frozen start if there is one; [b, T]."""
     import torch
@@ -406,9 +414,7 @@ def collect(run: Run, step: int) -> Batch:
                          c.temperature, seeds)  # fmt: skip
     clock.append(time.perf_counter())
     golds = [run.questions[q].gold for q in mine for _ in range(c.group_size)]
-    rights, _, statuses = zip(*map(grade, rollout.texts, golds), strict=True)
-    finished = rollout.finished.cpu()
-    rewards = torch.tensor(rights) * finished  # [b]; cut off: 0, even with a box in it
+    rewards, statuses = graded(rollout, golds)
     advantages = group_advantages(rewards.view(-1, c.group_size), scale=c.advantage_std).view(-1, 1)  # [b, 1]
     clock.append(time.perf_counter())
     old, entropy, ref = score_rollout(run, rollout)
@@ -417,7 +423,7 @@ def collect(run: Run, step: int) -> Batch:
     per_token = {"sampled": rollout.logprobs, "old": old, "ref": old if ref is None else ref, "entropy": entropy,
                  "mask": mask.float(), "advantages": advantages.to(old) * mask,
                  "fork": fork_mask(run, rollout).to(old)}  # fmt: skip
-    per_row = {"reward": rewards, "finished": finished.float()}
+    per_row = {"reward": rewards, "finished": rollout.finished.float()}
     per_row |= {s: torch.tensor([float(status == s) for status in statuses]) for s in ("missing", "unparsed", "capped")}
     everything = of_all_ranks(run, per_token, per_row)
     whole = treat(c.method, steady(everything["old"]), steady(everything["entropy"]), everything["advantages"],
@@ -626,8 +632,7 @@ def probe_rows(run: Run, step: int) -> Iterator[dict]:
         logprobs, entropy = score(run.model, rollout, c.temperature, tokens_per_micro_batch=run.budget)
     none = logprobs * 0
     values = {"entropy": entropy, "logprob": logprobs, "covariance": none, "kl_weight": none, "pg_weight": none + 1}
-    rights = [grade(text, question.gold)[0] for text in rollout.texts]
-    more = {"reward": torch.tensor(rights) * rollout.finished.cpu(), "probe": [1] * 8}
+    more = {"reward": graded(rollout, [question.gold] * 8)[0], "probe": [1] * 8}
     return token_rows(run, step, rollout, [(question.id, prompt)] * 8, values, more, 8)
 
 

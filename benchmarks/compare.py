@@ -4,7 +4,7 @@
     python benchmarks/compare.py --table    only redraw table and figures from the stored metrics
 
 Each run is `python train.py` in its own process on one thread, as many at a time as there are cores. Runs with the same
-seed start from the same evaluation of the base, so only the first of them makes it. Strengths: every method's published
+seed start from the same evaluation of the base, so only the first of them makes it. Strengths: every method's default
 value times 0.2 and times 5 with seed 0; the one of the three that is right most often then gets the other seeds.
 What is kept is the base, and of each run config, metrics, evaluation and CPU seconds (small); the other models stay
 under runs/compare/ and can go.

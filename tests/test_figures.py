@@ -186,6 +186,16 @@ def test_a_band_spans_the_seeds_and_ends_with_the_shortest():
     assert ax.lines[0].get_label() == "x (mean and range of 2 seeds)"
 
 
+def test_the_headline_compares_runs_after_the_same_number_of_steps(tmp_path):
+    """The longer run collapses only after the shorter one has ended; what is kept is a share, of the last ten steps."""
+    for name, steps in (("long", 100), ("short", 20)):
+        rows = [{"step": s, "entropy": 0.5 if s < 10 else 0.25 if s < 20 else 0.0} for s in range(steps)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    title = figures.curves(groups_of(tmp_path / "long", tmp_path / "short")).get_suptitle()
+    assert title == "Entropy after 20 steps: long keeps 50%, short keeps 50%"
+
+
 def test_a_smoothed_line_is_not_shifted():
     ax = figures.canvas("")[1]
     figures.curve(ax, figures.Group("x", [], {"color": "#000000"}), [{s: float(s) for s in range(100)}], smooth=True)
